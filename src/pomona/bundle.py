@@ -1,0 +1,449 @@
+"""Everything a prediction needs in one folder.
+
+In: a backbone's network, a head and the classes; later, photos. Out: a run folder, and predictions from it.
+Why: what is saved is the whole way from pixels to probabilities as one ONNX graph, with the preprocessing beside it as
+data. Predicting and evaluating run that graph and nothing else, so they cannot disagree with what was trained.
+
+`pomona.json` is the manifest (docs/bundle-format.md). Loading is: parse, check the format number, check every hash,
+construct. A bundle needs no torch and holds no pickle.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pomona.backbone import Preprocessing, load_network
+from pomona.dataset import ClassTree, Skipped
+from pomona.engine import Engine
+from pomona.errors import BundleDamagedError, BundleError, BundleFormatError, DataError, MissingPackageError, PhotoError
+from pomona.evaluation import Evaluation, evaluate
+from pomona.files import hash_bytes, hash_file, write_atomic
+from pomona.photo import decode_photo, read_photo_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from pomona.backbone import Backbone
+    from pomona.dataset import Dataset
+    from pomona.head import Head
+
+BUNDLE_FORMAT = 1
+"""Format number that this version writes; it reads this one and all before it."""
+
+MANIFEST_NAME = "pomona.json"
+MODEL_NAME = "model.onnx"
+HEAD_NAME = "head.safetensors"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ClassEntry(_Strict):
+    """One class: what is answered, and where it stands in the class tree."""
+
+    name: str
+    path: tuple[str, ...]
+
+
+class PreprocessingEntry(_Strict):
+    """`Preprocessing` as data."""
+
+    size_px: int
+    fit: Literal["squash", "crop", "pad"]
+    resample: Literal["bilinear"]
+    offset: float
+    scale: float
+
+
+class BackboneEntry(_Strict):
+    """Which pretrained network the features come from."""
+
+    name: str
+    tag: str
+    weights_sha256: str
+    licence: str
+    pooled: tuple[str, ...]
+
+
+class Manifest(_Strict):
+    """Content of `pomona.json`."""
+
+    format: int
+    pomona_version: str
+    created: str
+    classes: tuple[ClassEntry, ...]
+    preprocessing: PreprocessingEntry
+    backbone: BackboneEntry
+    provenance: dict[str, str | int | float | bool | None]
+    files: dict[str, str]
+    checksum: str = ""
+
+    def seal(self) -> Manifest:
+        """Copy with the checksum of all the other fields."""
+        return self.model_copy(update={"checksum": self.compute_checksum()})
+
+    def compute_checksum(self) -> str:
+        """sha256 of the other fields as JSON with sorted keys."""
+        content = self.model_dump(mode="json", exclude={"checksum"})
+        return hash_bytes(json.dumps(content, sort_keys=True, ensure_ascii=False).encode("utf-8"))
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A class and how sure the recogniser is of it.
+
+    Parameters
+    ----------
+    label : str
+        Class name.
+    score : float
+        Probability, 0-1.
+    """
+
+    label: str
+    score: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the recogniser says of one photo.
+
+    Parameters
+    ----------
+    file : str
+        The photo as it was named.
+    label : str or None
+        Most probable class; None where the photo could not be used.
+    score : float or None
+        Its probability, 0-1.
+    top : tuple of Answer
+        Most probable classes, best first.
+    error : str or None
+        Why the photo could not be used.
+    """
+
+    file: str
+    label: str | None = None
+    score: float | None = None
+    top: tuple[Answer, ...] = ()
+    error: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The prediction as plain values for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A recogniser on disk, checked and ready.
+
+    Parameters
+    ----------
+    folder : Path
+        Where it is.
+    manifest : Manifest
+        What it is.
+    """
+
+    folder: Path
+    manifest: Manifest
+
+    @cached_property
+    def tree(self) -> ClassTree:
+        """The classes it can answer."""
+        entries = self.manifest.classes
+        return ClassTree(tuple(entry.name for entry in entries), tuple(entry.path for entry in entries))
+
+    @cached_property
+    def preprocessing(self) -> Preprocessing:
+        """What every photo goes through."""
+        return Preprocessing(**self.manifest.preprocessing.model_dump())
+
+    @cached_property
+    def engine(self) -> Engine:
+        """The whole graph, compiled on first use."""
+        return Engine(self.folder / MODEL_NAME)
+
+    def predict_pixels(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Probabilities (N, C) of preprocessed photos (N, S, S, 3) uint8."""
+        return np.asarray(self.engine.run(pixels)["probabilities"])
+
+    def predict(self, photos: Sequence[str | Path | bytes], *, n_top: int = 5) -> Iterator[Prediction]:
+        """Answer for each photo, in the order given; a photo that cannot be used is an answer with an error.
+
+        Parameters
+        ----------
+        photos : sequence of str, Path or bytes, length N
+            Files, or the content of files.
+        n_top : int
+            How many of the most probable classes to name.
+
+        Yields
+        ------
+        Prediction
+            One per photo.
+        """
+        for photo, outcome in zip(photos, self._stream(photos), strict=True):
+            yield self._to_prediction("-" if isinstance(photo, bytes) else str(photo), outcome, n_top)
+
+    def predict_proba(
+        self, photos: Sequence[str | Path | bytes], *, on_photo: Callable[[int, int], None] | None = None
+    ) -> tuple[NDArray[np.float32], dict[int, PhotoError]]:
+        """Probabilities (N, C) of photos; a row whose photo failed is NaN and its number is in the errors."""
+        probabilities = np.full((len(photos), len(self.tree)), np.nan, np.float32)
+        errors: dict[int, PhotoError] = {}
+        for i, outcome in enumerate(self._stream(photos)):
+            if isinstance(outcome, PhotoError):
+                errors[i] = outcome
+            else:
+                probabilities[i] = outcome["probabilities"]
+            if on_photo:
+                on_photo(i + 1, len(photos))
+        return probabilities, errors
+
+    def _stream(
+        self, photos: Sequence[str | Path | bytes]
+    ) -> Iterator[Mapping[str, NDArray[np.float32]] | PhotoError]:
+        def load_pixels(i: int) -> NDArray[np.uint8]:
+            photo = photos[i]
+            data = photo if isinstance(photo, bytes) else read_photo_bytes(Path(photo))
+            return self.preprocessing.apply(decode_photo(data))
+
+        return self.engine.stream(len(photos), load_pixels)
+
+    def _to_prediction(self, file: str, outcome: Mapping[str, NDArray[np.float32]] | PhotoError, n_top: int) -> Prediction:
+        if isinstance(outcome, PhotoError):
+            return Prediction(file, error=str(outcome))
+        probabilities = outcome["probabilities"]
+        best = np.argsort(-probabilities, kind="stable")[: max(1, n_top)]
+        top = tuple(Answer(self.tree.names[c], float(probabilities[c])) for c in best)
+        return Prediction(file, top[0].label, top[0].score, top[:n_top])
+
+
+@dataclass(frozen=True)
+class BundleScore:
+    """How a bundle does on a dataset.
+
+    Parameters
+    ----------
+    evaluation : Evaluation
+        Metrics of the photos that could be used and whose class the bundle knows.
+    skipped : tuple of Skipped
+        Photos that could not be used.
+    n_unknown_class : int
+        Photos left out because the bundle does not know their class.
+    unknown_labels : tuple of str
+        Those classes.
+    """
+
+    evaluation: Evaluation
+    skipped: tuple[Skipped, ...]
+    n_unknown_class: int
+    unknown_labels: tuple[str, ...]
+
+
+def evaluate_bundle(
+    bundle: Bundle, dataset: Dataset, *, on_photo: Callable[[int, int], None] | None = None
+) -> BundleScore:
+    """Run a bundle over labelled photos.
+
+    Parameters
+    ----------
+    bundle : Bundle
+        The recogniser.
+    dataset : Dataset
+        Loaded with the bundle's class tree.
+    on_photo : callable, optional
+        Called with (photos done, photos in all).
+
+    Raises
+    ------
+    DataError
+        If no photo is left: none could be used, or the bundle knows none of their classes.
+    """
+    known = [photo for photo in dataset.photos if photo.label >= 0]
+    probabilities, errors = bundle.predict_proba([photo.path for photo in known], on_photo=on_photo)
+    usable = [i for i in range(len(known)) if i not in errors]
+    if not usable:
+        raise DataError(
+            f"no photo of {dataset.root} can be evaluated: {len(dataset.photos) - len(known)} have a class that the bundle "
+            f"does not know, {len(errors) + len(dataset.skipped)} cannot be used"
+        )
+    failed = tuple(Skipped(known[i].name, known[i].path, e.fault, str(e)) for i, e in sorted(errors.items()))
+    labels = np.array([known[i].label for i in usable])
+    groups = np.array([known[i].group for i in usable])
+    evaluation = evaluate(
+        probabilities[usable], labels, classes=bundle.tree.names, levels=list_levels(bundle.tree), groups=groups
+    )
+    n_unknown = len(dataset.photos) - len(known)
+    return BundleScore(evaluation, dataset.skipped + failed, n_unknown, dataset.unknown_labels)
+
+
+def list_levels(tree: ClassTree) -> list[tuple[str, tuple[str, ...], NDArray[np.intp]]]:
+    """Levels of a class tree above the classes themselves, coarsest first, as `evaluate` takes them."""
+    return [(f"level {depth}", *tree.level(depth)) for depth in range(1, tree.n_levels)]
+
+
+def write_bundle(
+    folder: Path,
+    *,
+    backbone: Backbone,
+    head: Head,
+    tree: ClassTree,
+    created: str,
+    provenance: Mapping[str, str | int | float | bool | None],
+) -> Bundle:
+    """Write what a prediction needs into a folder: the graph, the head on its own, and last the manifest.
+
+    Parameters
+    ----------
+    folder : Path
+        Exists; other files of the run may lie in it.
+    backbone, head, tree
+        What was trained.
+    created : str
+        UTC time, ISO 8601.
+    provenance : mapping
+        Where it comes from: dataset fingerprint, counts, seed, settings.
+
+    Returns
+    -------
+    Bundle
+        The bundle just written.
+    """
+    from pomona import __version__
+
+    model = build_model(load_network(backbone), head)
+    tensors = _save_tensors({"weights": head.weights, "bias": head.bias})
+    write_atomic(folder / MODEL_NAME, model)
+    write_atomic(folder / HEAD_NAME, tensors)
+    manifest = Manifest(
+        format=BUNDLE_FORMAT,
+        pomona_version=__version__,
+        created=created,
+        classes=tuple(ClassEntry(name=n, path=p) for n, p in zip(tree.names, tree.paths, strict=True)),
+        preprocessing=PreprocessingEntry(**asdict(backbone.preprocessing)),
+        backbone=BackboneEntry(
+            name=backbone.name,
+            tag=backbone.tag,
+            weights_sha256=backbone.weights_sha256,
+            licence=backbone.licence,
+            pooled=backbone.pooled,
+        ),
+        provenance=dict(provenance),
+        files={MODEL_NAME: hash_bytes(model), HEAD_NAME: hash_bytes(tensors)},
+    ).seal()
+    write_atomic(folder / MANIFEST_NAME, manifest.model_dump_json(indent=2) + "\n")
+    return Bundle(folder, manifest)
+
+
+def _save_tensors(tensors: dict[str, NDArray[np.float32]]) -> bytes:
+    try:
+        from safetensors.numpy import save
+    except ImportError as error:
+        raise MissingPackageError("safetensors", "train", "to write a bundle") from error
+    return bytes(save(tensors))
+
+
+def build_model(network: Path, head: Head) -> bytes:
+    """Append a head to a backbone's network.
+
+    Parameters
+    ----------
+    network : Path
+        ONNX file with an output ``features`` (N, D).
+    head : Head
+        C classes on D features.
+
+    Returns
+    -------
+    bytes
+        ONNX model with the outputs ``probabilities`` (N, C) and ``features`` (N, D).
+    """
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    model = onnx.load(network)
+    n_classes = len(head.bias)
+    model.graph.initializer.extend(
+        [numpy_helper.from_array(head.weights, "head_weights"), numpy_helper.from_array(head.bias, "head_bias")]
+    )
+    model.graph.node.extend(
+        [
+            helper.make_node("Gemm", ["features", "head_weights", "head_bias"], ["logits"], name="logits", transB=1),
+            helper.make_node("Softmax", ["logits"], ["probabilities"], name="probabilities", axis=1),
+        ]
+    )
+    features = model.graph.output.pop()
+    probabilities = helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ("N", n_classes))
+    model.graph.output.extend([probabilities, features])
+    model.graph.name = "pomona"
+    return bytes(model.SerializeToString())
+
+
+def load_bundle(folder: str | Path) -> Bundle:
+    """Open a run folder: parse, check the format number, check every hash.
+
+    Raises
+    ------
+    BundleError
+        If the folder or its manifest is missing or is not one.
+    BundleFormatError
+        If a newer Pomona wrote it.
+    BundleDamagedError
+        If a file is missing or differs from its hash.
+    """
+    folder = Path(folder)
+    manifest = parse_manifest(folder)
+    for name, wanted in manifest.files.items():
+        path = folder / name
+        try:
+            found = hash_file(path)
+        except OSError as error:
+            raise BundleDamagedError(f"{path}: wanted a file of this bundle, got: {error.strerror}") from error
+        if found != wanted:
+            raise BundleDamagedError(
+                f"{path} is damaged: wanted sha256 {wanted}, got {found}; copy the bundle again or train it again"
+            )
+    return Bundle(folder, manifest)
+
+
+def parse_manifest(folder: Path) -> Manifest:
+    """Read and check `pomona.json` alone."""
+    path = folder / MANIFEST_NAME
+    if not folder.is_dir():
+        raise BundleError(f"{folder}: wanted a run folder that `pomona train` wrote, got no folder")
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise BundleError(f"{folder}: wanted a run folder that `pomona train` wrote, got no {MANIFEST_NAME} in it") from error
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:  # broken JSON or broken UTF-8
+        raise BundleDamagedError(f"{path} is damaged: wanted JSON, got: {error}") from error
+    number = content.get("format") if isinstance(content, dict) else None
+    if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+        raise BundleDamagedError(f"{path} is damaged: wanted a format number from 1, got {number!r}")
+    if number > BUNDLE_FORMAT:
+        raise BundleFormatError(
+            f"{path}: bundle format {number} was written by a newer Pomona; this one reads up to {BUNDLE_FORMAT}: upgrade Pomona"
+        )
+    try:
+        manifest = Manifest.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise BundleDamagedError(f"{path} is damaged: {where}: {first['msg']}") from error
+    if manifest.checksum != manifest.compute_checksum():
+        raise BundleDamagedError(f"{path} is damaged: its checksum does not match its content")
+    return manifest

@@ -1,0 +1,171 @@
+"""The recogniser with scikit-learn's verbs.
+
+In: photos as paths or arrays, and labels. Out: `PomonaClassifier`, which `clone`, `cross_val_score` and `GridSearchCV` take.
+Why: the people who know scikit-learn can use Pomona inside what they have. Features are cached by content, so a
+cross-validation over the same photos runs the network once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pomona.backbone import Backbone, BackboneName, find_backbone
+from pomona.dataset import iter_folds
+from pomona.errors import DataError, MissingPackageError, PhotoError
+from pomona.features import extract_vectors
+from pomona.files import hash_bytes
+from pomona.head import fit_head
+from pomona.photo import decode_photo, read_photo_bytes
+
+try:
+    from sklearn.base import BaseEstimator, ClassifierMixin
+except ImportError as error:
+    raise MissingPackageError("scikit-learn", "train", "for PomonaClassifier") from error
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import ArrayLike, NDArray
+
+_N_FOLDS = 5
+
+
+class PomonaClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """Classify photos: a frozen pretrained network and a linear head.
+
+    Parameters
+    ----------
+    backbone : {"lite0", "lite1", "lite2"}
+        Pretrained network.
+    imgsz : int, optional
+        Side of the square the network sees, in pixels; the backbone's own where not given.
+    l2 : float, optional
+        Strength of the L2 penalty; chosen by 5-fold cross-validation where not given.
+    seed : int
+        Decides the folds.
+    workers : int, optional
+        Threads; every core where not given.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (C,)
+        Labels, sorted.
+    head_ : Head
+        The fitted head.
+    l2_ : float
+        Strength that was used.
+    n_features_in_ : int
+        Length of the features, D.
+
+    Notes
+    -----
+    X is a sequence of N paths, or an array (N, H, W, 3) uint8, or a sequence of arrays (H, W, 3) uint8 of any size. A photo that
+    cannot be used raises `PhotoError`: scikit-learn needs an answer for every row.
+    """
+
+    def __init__(
+        self,
+        backbone: BackboneName = "lite0",
+        *,
+        imgsz: int | None = None,
+        l2: float | None = None,
+        seed: int = 0,
+        workers: int | None = None,
+    ) -> None:
+        self.backbone = backbone
+        self.imgsz = imgsz
+        self.l2 = l2
+        self.seed = seed
+        self.workers = workers
+
+    def fit(self, X: Sequence[Any] | NDArray[Any], y: ArrayLike) -> PomonaClassifier:
+        """Fit the head.
+
+        Parameters
+        ----------
+        X : sequence of N photos
+            Paths or arrays, see the notes of the class.
+        y : array-like of shape (N,)
+            Labels.
+
+        Returns
+        -------
+        PomonaClassifier
+            Itself.
+
+        Raises
+        ------
+        DataError
+            If the lengths differ, or there are fewer than two classes.
+        PhotoError
+            If a photo cannot be used.
+        """
+        targets = np.asarray(y)
+        if targets.ndim != 1 or len(X) != len(targets):
+            raise DataError(f"wanted a label for each photo, got {len(X)} photos and labels of shape {targets.shape}")
+        self.classes_, labels = np.unique(targets, return_inverse=True)
+        if len(self.classes_) < 2:
+            raise DataError(f"wanted two classes or more, got {len(self.classes_)}")
+        vectors, hashes = self._embed(X)
+        strengths = {} if self.l2 is None else {"strengths": (self.l2,)}
+        folds = [] if self.l2 is not None else self._list_folds(labels, hashes)
+        self.head_, _ = fit_head(vectors, labels, len(self.classes_), folds, **strengths)
+        self.l2_ = self.head_.l2
+        self.n_features_in_ = vectors.shape[1]
+        return self
+
+    def predict_proba(self, X: Sequence[Any] | NDArray[Any]) -> NDArray[np.float32]:
+        """Probabilities (N, C) in the order of `classes_`."""
+        from sklearn.utils.validation import check_is_fitted
+
+        check_is_fitted(self)
+        return self.head_.predict_proba(self._embed(X)[0])
+
+    def predict(self, X: Sequence[Any] | NDArray[Any]) -> NDArray[Any]:
+        """Most probable label of each photo, (N,)."""
+        answers: NDArray[Any] = self.classes_[self.predict_proba(X).argmax(axis=1)]
+        return answers
+
+    def _list_folds(
+        self, labels: NDArray[np.intp], hashes: NDArray[np.str_]
+    ) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+        n_folds = min(_N_FOLDS, len(np.unique(hashes)))
+        folds = iter_folds(labels, hashes, n_folds=n_folds, seed=self.seed) if n_folds > 1 else iter(())
+        return [(rows, held_out) for rows, held_out in folds if len(np.unique(labels[rows])) == len(self.classes_)]
+
+    def _embed(self, X: Sequence[Any] | NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.str_]]:
+        """Features (N, D) and content hashes (N,) of photos."""
+        backbone: Backbone = find_backbone(self.backbone, size_px=self.imgsz)
+        hashes = [_hash_photo(photo, i) for i, photo in enumerate(X)]
+        vectors = extract_vectors(hashes, lambda i: _load_photo(X[i]), backbone, n_workers=self.workers)
+        for i, error in sorted(vectors.errors.items()):
+            raise PhotoError(error.fault, f"photo {i}: {error}")
+        return vectors.values, np.array(hashes)
+
+    def __sklearn_tags__(self) -> Any:
+        """Tell scikit-learn that rows are photos, not numbers."""
+        tags = super().__sklearn_tags__()
+        tags.input_tags.string = True
+        tags.input_tags.two_d_array = False
+        tags.input_tags.three_d_array = True
+        return tags
+
+
+def _hash_photo(photo: Any, row: int) -> str:
+    if isinstance(photo, (str, Path)):
+        return hash_bytes(read_photo_bytes(Path(photo)))
+    array = np.asarray(photo)
+    if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8 or 0 in array.shape:
+        raise PhotoError(
+            "not_an_image", f"photo {row}: wanted a path or an array (H, W, 3) of uint8, got shape {array.shape} of {array.dtype}"
+        )
+    return hash_bytes(repr(array.shape).encode() + np.ascontiguousarray(array).tobytes())
+
+
+def _load_photo(photo: Any) -> NDArray[np.uint8]:
+    if isinstance(photo, (str, Path)):
+        return decode_photo(read_photo_bytes(Path(photo)))
+    return np.ascontiguousarray(photo)

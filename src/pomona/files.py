@@ -1,0 +1,195 @@
+"""Where files are and how they are written so that a crash never leaves half of one.
+
+In: bytes and paths. Out: whole files, content hashes, the cache folder.
+Why: the one file that knows where the cache is, and the one that turns an `OSError` on writing into a `StorageError`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import hashlib
+import os
+import secrets
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from pomona.errors import StorageError
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+
+
+def cache_folder() -> Path:
+    """Folder of everything that can be computed again.
+
+    `POMONA_CACHE` names it; otherwise it is the platform's user cache folder.
+
+    Returns
+    -------
+    Path
+        The folder; it exists.
+
+    Raises
+    ------
+    StorageError
+        If it cannot be made.
+    """
+    if named := os.environ.get("POMONA_CACHE"):
+        folder = Path(named).expanduser()
+    elif sys.platform == "win32":
+        folder = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "pomona" / "cache"
+    elif sys.platform == "darwin":
+        folder = Path.home() / "Library" / "Caches" / "pomona"
+    else:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pomona"
+    return make_folder(folder)
+
+
+def make_folder(path: Path) -> Path:
+    """Make a folder and its parents, and return it.
+
+    Raises
+    ------
+    StorageError
+        If it cannot be made: no permission, a file in the way, a full disk.
+    """
+    with storage_errors(f"make the folder {path}"):
+        path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+@contextlib.contextmanager
+def storage_errors(task: str) -> Iterator[None]:
+    """Turn an `OSError` inside the block into a `StorageError` that says what failed and what to do.
+
+    Parameters
+    ----------
+    task : str
+        What was being done, as the end of "could not ...".
+    """
+    try:
+        yield
+    except OSError as error:
+        advice = {
+            errno.ENOSPC: "the disk is full: free some space, or name another place",
+            errno.EDQUOT: "the disk quota is used up: free some space, or name another place",
+            errno.EACCES: "no permission: choose a folder you may write to",
+            errno.EROFS: "the file system is read-only: name another place",
+            errno.EEXIST: "a file of that name is in the way: move it or name another place",
+            errno.ENOTDIR: "a file stands where a folder was wanted: move it or name another place",
+        }.get(error.errno or 0, error.strerror or str(error))
+        raise StorageError(f"could not {task}: {advice}") from error
+
+
+def write_atomic(path: Path, content: bytes | str) -> None:
+    """Write a file so that a reader, or a crash, sees the old one or the new one, whole.
+
+    Parameters
+    ----------
+    path : Path
+        Where the file goes; its folder exists.
+    content : bytes or str
+        Text is written as UTF-8 with unchanged newlines.
+
+    Raises
+    ------
+    StorageError
+        If it cannot be written; nothing is left behind.
+    """
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    with storage_errors(f"write {path}"):
+        try:
+            with partial.open("wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """Build a folder beside its final place and put it there whole at the end.
+
+    A folder that stands at `target` is replaced in one step (Linux: `renameat2` with `RENAME_EXCHANGE`; elsewhere two
+    renames) and removed after. If the block raises, `target` is as it was.
+
+    Parameters
+    ----------
+    target : Path
+        Where the folder shall stand.
+
+    Yields
+    ------
+    Path
+        An empty folder on the same file system to fill.
+
+    Raises
+    ------
+    StorageError
+        If it cannot be made or moved.
+    """
+    parent = make_folder(target.absolute().parent)
+    staging = parent / f".{target.name}.{secrets.token_hex(4)}.partial"
+    make_folder(staging)
+    try:
+        yield staging
+        with storage_errors(f"put {target} in place"):
+            _replace_folder(staging, target)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _replace_folder(new: Path, target: Path) -> None:
+    if not target.exists():
+        new.rename(target)
+        return
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None, use_errno=True)
+        if hasattr(libc, "renameat2"):
+            done = libc.renameat2(_AT_FDCWD, os.fsencode(new), _AT_FDCWD, os.fsencode(target), _RENAME_EXCHANGE)
+            if done == 0:
+                return
+    aside = new.with_name(f"{new.name}.old")
+    target.rename(aside)
+    new.rename(target)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def hash_bytes(data: bytes) -> str:
+    """Content hash of some bytes.
+
+    Returns
+    -------
+    str
+        sha256 as 64 hexadecimal digits.
+
+    Examples
+    --------
+    >>> hash_bytes(b"")[:8]
+    'e3b0c442'
+    """
+    return hashlib.sha256(data).hexdigest()
+
+
+def hash_file(path: Path) -> str:
+    """Content hash of a file, read in blocks.
+
+    Returns
+    -------
+    str
+        sha256 as 64 hexadecimal digits.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be read.
+    """
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

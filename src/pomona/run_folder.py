@@ -1,0 +1,255 @@
+"""All that a run leaves for people and tools, in one folder.
+
+In: a `Run`, everything already computed. Out: the bundle, metrics.json, predictions.csv, confusion_matrix.png, results.csv,
+args.yaml, audit.csv and report.html.
+Why: the numbers a person reads, a spreadsheet opens and a script parses are written at one place from one source. Before
+the folder is put in place, the saved graph must repeat the probabilities that were measured.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import platform
+import time
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pomona.bundle import write_bundle
+from pomona.errors import BundleError, PhotoError
+from pomona.evaluation import mistakes
+from pomona.files import write_atomic
+from pomona.photo import decode_photo, read_photo_bytes
+from pomona.report import ClassCount, FitRow, MistakeCard, ReportData, Stage, draw_confusion, write_report
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from numpy.typing import NDArray
+
+    from pomona.backbone import Backbone
+    from pomona.bundle import Bundle
+    from pomona.dataset import Dataset, Photo
+    from pomona.evaluation import Evaluation
+    from pomona.head import Fit, Head
+    from pomona.training import TrainOptions
+
+_N_CARDS = 24
+_THUMBNAIL_PX = 240
+_N_REPEATED = 4
+_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that a training run found out.
+
+    Parameters
+    ----------
+    options : TrainOptions
+        With every default filled in.
+    backbone : Backbone
+        The pretrained network.
+    dataset : Dataset
+        All usable photos with their splits, and what was skipped.
+    head : Head
+        The head that is kept.
+    fits : tuple of Fit
+        Strengths that were tried.
+    reported : Dataset
+        The N photos that the numbers are measured on.
+    probabilities : ndarray of shape (N, C), float32
+        Of these photos.
+    evaluation : Evaluation
+        Metrics of these photos.
+    evaluated_on : str
+        What these photos are, in words.
+    notes : tuple of str
+        What to know before trusting the numbers.
+    """
+
+    options: TrainOptions
+    backbone: Backbone
+    dataset: Dataset
+    head: Head
+    fits: tuple[Fit, ...]
+    reported: Dataset
+    probabilities: NDArray[np.float32]
+    evaluation: Evaluation
+    evaluated_on: str
+    notes: tuple[str, ...]
+
+
+def write_run(folder: Path, run: Run, stages: Sequence[Stage]) -> Bundle:
+    """Write the whole run folder.
+
+    Parameters
+    ----------
+    folder : Path
+        Empty folder.
+    run : Run
+        What to write.
+    stages : sequence of Stage
+        Times of the steps so far.
+
+    Returns
+    -------
+    Bundle
+        The bundle in it.
+
+    Raises
+    ------
+    BundleError
+        If the saved graph does not repeat the probabilities that were measured.
+    StorageError
+        If a file cannot be written.
+    """
+    started_s = time.perf_counter()
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    bundle = write_bundle(
+        folder,
+        backbone=run.backbone,
+        head=run.head,
+        tree=run.dataset.tree,
+        created=now,
+        provenance=_list_provenance(run),
+    )
+    _repeat_predictions(bundle, run)
+    write_atomic(folder / "metrics.json", _to_json(run.evaluation.to_dict(confusion=True)))
+    write_atomic(folder / "predictions.csv", _list_predictions(run))
+    write_atomic(folder / "results.csv", _list_fits(run))
+    write_atomic(folder / "audit.csv", _list_skipped(run.dataset))
+    write_atomic(folder / "args.yaml", _list_settings(run))
+    write_atomic(folder / "confusion_matrix.png", draw_confusion(run.evaluation))
+    save = Stage("save", time.perf_counter() - started_s)
+    write_report(folder / "report.html", _gather_report(run, (*stages, save), now))
+    return bundle
+
+
+def _repeat_predictions(bundle: Bundle, run: Run) -> None:
+    """Run a few photos through the saved graph, from their bytes on, and compare."""
+    rows = np.linspace(0, len(run.reported.photos) - 1, _N_REPEATED).astype(int)
+    photos = [run.reported.photos[row] for row in np.unique(rows)]
+    repeated, errors = bundle.predict_proba([photo.path for photo in photos])
+    whole = [i for i in range(len(photos)) if i not in errors]
+    measured = run.probabilities[np.unique(rows)]
+    difference = float(np.abs(repeated[whole] - measured[whole]).max(initial=0))
+    if not difference <= _TOLERANCE:
+        raise BundleError(
+            f"the saved graph does not repeat what was measured: wanted probabilities within {_TOLERANCE}, got {difference:.2g} "
+            "apart; clear the cache folder and train again"
+        )
+
+
+def _list_provenance(run: Run) -> dict[str, str | int | float | bool | None]:
+    return {
+        "dataset_fingerprint": run.dataset.fingerprint,
+        "n_train": len(run.dataset.part("train").photos),
+        "n_evaluated": run.evaluation.n,
+        "accuracy": run.evaluation.accuracy.value,
+        "seed": run.options.seed,
+        "head": "logistic regression",
+        "l2": run.head.l2,
+    }
+
+
+def _to_json(content: dict[str, Any]) -> str:
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+def write_csv(rows: Iterable[Sequence[object]]) -> str:
+    """Rows as CSV text with plain newlines."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
+def _list_predictions(run: Run) -> str:
+    names = run.dataset.tree.names
+    best = np.argsort(-run.probabilities, axis=1, kind="stable")[:, :2]
+    rows: list[Sequence[object]] = [("file_name", "label", "predicted", "score", "second", "second_score", "correct")]
+    for photo, (first, second), shares in zip(run.reported.photos, best, run.probabilities, strict=True):
+        scores = f"{shares[first]:.6f}", f"{shares[second]:.6f}"
+        correct = int(photo.label == first)
+        rows.append((photo.name, names[photo.label], names[first], scores[0], names[second], scores[1], correct))
+    return write_csv(rows)
+
+
+def _list_fits(run: Run) -> str:
+    header = ("l2", "accuracy", "log_loss", "n_steps", "seconds", "chosen")
+    rows = [(f.l2, f"{f.accuracy:.6f}", f"{f.log_loss:.6f}", f.n_steps, f"{f.seconds:.3f}", int(f.l2 == run.head.l2)) for f in run.fits]
+    return write_csv([header, *rows])
+
+
+def _list_skipped(dataset: Dataset) -> str:
+    rows = [(one.name, one.fault, 0, 1, one.detail) for one in dataset.skipped]
+    return write_csv([("file_name", "check", "score", "flagged", "reason"), *rows])
+
+
+def _list_settings(run: Run) -> str:
+    """Settings as YAML; JSON strings are valid YAML scalars."""
+    return "".join(f"{name}: {json.dumps(value, ensure_ascii=False)}\n" for name, value in _settings(run).items())
+
+
+def _settings(run: Run) -> dict[str, str | int | float | None]:
+    values = {field.name: getattr(run.options, field.name) for field in fields(run.options)}
+    return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+
+
+def _gather_report(run: Run, stages: Sequence[Stage], created: str) -> ReportData:
+    from pomona import __version__
+
+    return ReportData(
+        title=run.options.data.resolve().name or str(run.options.data),
+        evaluation=run.evaluation,
+        evaluated_on=run.evaluated_on,
+        class_counts=_count_classes(run),
+        mistakes=list(_show_mistakes(run)),
+        skipped=[(one.name, one.fault, one.detail) for one in run.dataset.skipped],
+        notes=run.notes,
+        stages=stages,
+        settings=_settings(run),
+        provenance={
+            "Pomona": __version__,
+            "Created": created,
+            "Backbone": f"{run.backbone.slug} ({run.backbone.licence})",
+            "Weights": run.backbone.weights_sha256[:16],
+            "Data": run.dataset.fingerprint[:16],
+            "Machine": f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
+        },
+        fits=[FitRow(f.l2, f.accuracy, f.seconds, chosen=f.l2 == run.head.l2) for f in run.fits],
+    )
+
+
+def _count_classes(run: Run) -> list[ClassCount]:
+    names = run.dataset.tree.names
+    train = np.bincount(run.dataset.part("train").labels.clip(0), minlength=len(names))
+    reported = np.bincount(run.reported.labels, minlength=len(names))
+    return [ClassCount(name, int(a), int(b)) for name, a, b in zip(names, train, reported, strict=True)]
+
+
+def _show_mistakes(run: Run) -> Iterable[MistakeCard]:
+    names = run.dataset.tree.names
+    for row in mistakes(run.probabilities, run.reported.labels)[:_N_CARDS]:
+        photo = run.reported.photos[row]
+        said = int(run.probabilities[row].argmax())
+        score = float(run.probabilities[row, said])
+        yield MistakeCard(photo.name, names[said], names[photo.label], score, _make_thumbnail(photo))
+
+
+def _make_thumbnail(photo: Photo) -> bytes | None:
+    from PIL import Image
+
+    try:
+        picture = Image.fromarray(decode_photo(read_photo_bytes(photo.path)))
+    except PhotoError:  # it was there a moment ago: the card stands without its picture
+        return None
+    picture.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
+    stream = io.BytesIO()
+    picture.save(stream, "JPEG", quality=80)
+    return stream.getvalue()

@@ -1,0 +1,372 @@
+"""The whole way from photos to a run folder, in named steps.
+
+In: `TrainOptions`. Out: a `TrainResult`: the bundle, its evaluation, and how long each step took.
+Why: one place shows the order of things. Each step is one call to the module that owns it.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import numpy as np
+
+from pomona.backbone import BackboneName, find_backbone
+from pomona.bundle import MANIFEST_NAME, list_levels
+from pomona.dataset import ClassTree, Dataset, Split, iter_folds, load_dataset, split_dataset
+from pomona.errors import DataError, OptionError, StorageError
+from pomona.evaluation import evaluate
+from pomona.features import Features, extract_features
+from pomona.files import new_folder
+from pomona.head import STRENGTHS, fit_head
+from pomona.report import Stage
+from pomona.run_folder import Run, write_run
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from numpy.typing import NDArray
+
+    from pomona.bundle import Bundle
+    from pomona.evaluation import Evaluation
+    from pomona.head import Fit, Head
+
+    Progress = Callable[[str, int, int], None]
+
+N_FOLDS = 5
+_FEW_PHOTOS = 100  # below this the interval of an accuracy is wider than about 15 points
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """What `train` takes; the command line offers the same names, defaults and help.
+
+    Parameters
+    ----------
+    data : Path
+        Folder, table, list, pattern or zip of labelled photos.
+    output : Path, optional
+        Run folder; `runs/` and the name of the data where not given. A run that stands there is replaced when the new
+        one is whole; anything else there is an error.
+    backbone : {"lite0", "lite1", "lite2"}
+        Pretrained network.
+    imgsz : int, optional
+        Side of the square the network sees, in pixels.
+    val_share : float
+        Share of the photos kept apart, 0-1, where the data has no val and no test part.
+    seed : int
+        Decides which photos are kept apart.
+    workers : int, optional
+        Threads; every core where not given.
+    """
+
+    data: Annotated[Path, "Folder, table (CSV, TSV), list, pattern or zip of labelled photos."]
+    output: Annotated[Path | None, "Run folder to write; by default runs/ and the name of the data."] = None
+    backbone: Annotated[BackboneName, "Pretrained network."] = "lite0"
+    imgsz: Annotated[int | None, "Side of the square the network sees, in pixels; by default the backbone's own."] = None
+    val_share: Annotated[float, "Share of photos to keep apart where the data has no val or test part."] = 0.2
+    seed: Annotated[int, "Decides which photos are kept apart."] = 0
+    workers: Annotated[int | None, "Threads; by default every core."] = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.val_share < 1:
+            raise OptionError(f"val-share: wanted a share between 0 and 1, got {self.val_share}")
+        if self.workers is not None and self.workers < 1:
+            raise OptionError(f"workers: wanted 1 or more, got {self.workers}")
+
+    def resolve(self) -> TrainOptions:
+        """Copy with every default filled in."""
+        backbone = find_backbone(self.backbone, size_px=self.imgsz)
+        output = self.output or Path("runs") / (self.data.resolve().stem.strip(".*?[]") or "run")
+        return replace(self, output=output, imgsz=backbone.preprocessing.size_px)
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What `train` made.
+
+    Parameters
+    ----------
+    bundle : Bundle
+        The recogniser.
+    evaluation : Evaluation
+        Metrics of the photos kept apart.
+    evaluated_on : str
+        Which photos these are.
+    dataset : Dataset
+        The photos as they were used, with what was skipped.
+    notes : tuple of str
+        What to know before trusting the numbers.
+    stages : tuple of Stage
+        Time of each step, in order.
+    """
+
+    bundle: Bundle
+    evaluation: Evaluation
+    evaluated_on: str
+    dataset: Dataset
+    notes: tuple[str, ...]
+    stages: tuple[Stage, ...]
+
+
+def train(options: TrainOptions, *, on_progress: Progress | None = None) -> TrainResult:
+    """Make a recogniser from labelled photos.
+
+    Parameters
+    ----------
+    options : TrainOptions
+        What to do.
+    on_progress : callable, optional
+        Called with (step, done, in all).
+
+    Returns
+    -------
+    TrainResult
+        The bundle and how good it is.
+
+    Raises
+    ------
+    PomonaError
+        One of its children, which says what is wrong and where.
+    """
+    options = options.resolve()
+    backbone = find_backbone(options.backbone, size_px=options.imgsz)
+    output = _check_output(options.output)
+    clock = _Clock(on_progress)
+
+    with clock.step("read"):
+        dataset, plan = plan_parts(load_dataset(options.data, on_photo=clock.count), options.val_share, options.seed)
+    with clock.step("features", dataset.n_photos):
+        features = extract_features(dataset, backbone, n_workers=options.workers, on_photo=clock.count)
+    features, dropped = drop_empty_classes(features)
+    with clock.step("fit"):
+        head, fits = _fit_parts(features, plan, options.seed, clock)
+    with clock.step("evaluate"):
+        reported, probabilities, evaluation = _score_part(features, plan.report_on, head)
+
+    run = Run(
+        options=options,
+        backbone=backbone,
+        dataset=features.dataset,
+        head=head,
+        fits=fits,
+        reported=reported,
+        probabilities=probabilities,
+        evaluation=evaluation,
+        evaluated_on=plan.evaluated_on,
+        notes=(*plan.notes, *dropped, *note_data(features.dataset, evaluation.n)),
+    )
+    with clock.step("save"), new_folder(output) as folder:
+        bundle = write_run(folder, run, clock.stages)
+    return TrainResult(
+        replace(bundle, folder=output), evaluation, plan.evaluated_on, features.dataset, run.notes, tuple(clock.stages)
+    )
+
+
+@dataclass(frozen=True)
+class PartPlan:
+    """Which photos a head is fitted on, chosen by and reported on.
+
+    Parameters
+    ----------
+    choose_on : {"val", None}
+        Part that the L2 strength is chosen on; None: by cross-validation inside train.
+    report_on : {"val", "test"}
+        Part that the headline is measured on.
+    evaluated_on : str
+        The same in words.
+    notes : tuple of str
+        What a reader must know of it.
+    """
+
+    choose_on: Split | None
+    report_on: Split
+    evaluated_on: str
+    notes: tuple[str, ...] = ()
+
+
+def plan_parts(dataset: Dataset, val_share: float, seed: int) -> tuple[Dataset, PartPlan]:
+    """Decide what each photo is used for; photos that the data does not place are split.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        With or without splits.
+    val_share : float
+        Share of photos to keep apart where there is no val and no test part.
+    seed : int
+        Decides which.
+
+    Returns
+    -------
+    Dataset, PartPlan
+        Every photo with a split, and the plan.
+
+    Raises
+    ------
+    DataError
+        If there is a val or test part and nothing to learn from.
+    """
+    present = {photo.split for photo in dataset.photos if photo.label >= 0}
+    if present & {"val", "test"} and not present & {"train", None}:
+        raise DataError(f"{dataset.root}: wanted a train part to learn from, got only {', '.join(sorted(map(str, present)))}")
+    if not present & {"val", "test"}:
+        kept_apart = split_dataset(dataset, val_share=val_share, seed=seed)
+        return kept_apart, PartPlan(None, "val", "photos kept apart")
+    photos = tuple(photo if photo.split else replace(photo, split="train") for photo in dataset.photos)
+    placed = replace(dataset, photos=photos)
+    if "test" in present:
+        return placed, PartPlan("val" if "val" in present else None, "test", "photos of the test part")
+    note = f"The L2 strength, one of {len(STRENGTHS)}, was chosen on the same val photos that the numbers are measured on."
+    return placed, PartPlan("val", "val", "photos of the val part", (note,))
+
+
+def drop_empty_classes(features: Features) -> tuple[Features, tuple[str, ...]]:
+    """Leave out classes with no usable photo to learn from, and say so.
+
+    Raises
+    ------
+    DataError
+        If fewer than two classes are left.
+    """
+    dataset = features.dataset
+    tree = dataset.tree
+    counts = np.bincount(features.part("train").dataset.labels, minlength=len(tree))
+    kept = [c for c in range(len(tree)) if counts[c]]
+    if len(kept) == len(tree):
+        return features, ()
+    empty = [tree.names[c] for c in range(len(tree)) if not counts[c]]
+    if len(kept) < 2:
+        raise DataError(
+            f"{dataset.root}: wanted two classes with a usable photo to learn from, got {len(kept)}; without: {_name_some(empty)}"
+        )
+    number = {c: i for i, c in enumerate(kept)}
+    smaller = ClassTree(tuple(tree.names[c] for c in kept), tuple(tree.paths[c] for c in kept))
+    photos = tuple(replace(photo, label=number.get(photo.label, -1)) for photo in dataset.photos)
+    note = f"Left out, with no usable photo to learn from: {_name_some(empty)}."
+    return replace(features, dataset=replace(dataset, tree=smaller, photos=photos)), (note,)
+
+
+def _fit_parts(features: Features, plan: PartPlan, seed: int, clock: _Clock) -> tuple[Head, tuple[Fit, ...]]:
+    labels = features.dataset.labels
+    splits = np.array([photo.split for photo in features.dataset.photos])
+    train_rows = np.flatnonzero((splits == "train") & (labels >= 0))
+    chosen_rows = np.flatnonzero((splits == plan.choose_on) & (labels >= 0))
+    if plan.choose_on and len(chosen_rows):
+        folds = [(train_rows, chosen_rows)]
+        vectors, labels = features.vectors, np.maximum(labels, 0)
+    else:
+        groups = features.dataset.groups[train_rows]
+        vectors, labels = features.vectors[train_rows], labels[train_rows]
+        folds = _list_folds(labels, groups, seed)
+    on_step = clock.counter(len(folds) * len(STRENGTHS))
+    return fit_head(vectors, labels, len(features.dataset.tree), folds, on_step=on_step)
+
+
+def _list_folds(
+    labels: NDArray[np.intp], groups: NDArray[np.str_], seed: int
+) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+    """Grouped folds in which every class that is held out is also learnt; none where the groups are too few."""
+    n_groups = len(np.unique(groups))
+    if n_groups < N_FOLDS:
+        return []
+    folds = []
+    for fitted, held_out in iter_folds(labels, groups, n_folds=N_FOLDS, seed=seed):
+        learnt = held_out[np.isin(labels[held_out], labels[fitted])]
+        if len(learnt):
+            folds.append((fitted, learnt))
+    return folds
+
+
+def _score_part(features: Features, split: Split, head: Head) -> tuple[Dataset, NDArray[np.float32], Evaluation]:
+    part = features.part(split)
+    rows = np.flatnonzero(part.dataset.labels >= 0)
+    if not len(rows):
+        raise DataError(f"{part.dataset.root}: no photo of the {split} part is usable and of a class that train has")
+    photos = tuple(part.dataset.photos[row] for row in rows)
+    dataset = replace(part.dataset, photos=photos)
+    probabilities = head.predict_proba(part.vectors[rows])
+    tree = dataset.tree
+    evaluation = evaluate(
+        probabilities, dataset.labels, classes=tree.names, levels=list_levels(tree), groups=dataset.groups
+    )
+    return dataset, probabilities, evaluation
+
+
+def note_data(dataset: Dataset, n_evaluated: int) -> tuple[str, ...]:
+    """What a reader must know of the data before trusting the numbers.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        With splits.
+    n_evaluated : int
+        Photos that the headline is measured on.
+
+    Returns
+    -------
+    tuple of str
+        Sentences.
+    """
+    notes = []
+    if leaks := dataset.leaks:
+        notes.append(f"{len(leaks)} identical photos stand on both sides of a split, the first: {' and '.join(leaks[0])}.")
+    if conflicts := dataset.conflicts:
+        notes.append(f"{len(conflicts)} identical photos have different labels, the first: {' and '.join(conflicts[0])}.")
+    if dataset.unknown_labels:
+        n_photos = sum(photo.label < 0 for photo in dataset.photos)
+        notes.append(f"{n_photos} photos have classes that train lacks and were left out: {_name_some(dataset.unknown_labels)}.")
+    counts = np.bincount(dataset.part("train").labels.clip(0), minlength=len(dataset.tree))
+    if single := [name for name, count in zip(dataset.tree.names, counts, strict=True) if count == 1]:
+        notes.append(f"Learnt from one photo only: {_name_some(single)}.")
+    if n_evaluated < _FEW_PHOTOS:
+        notes.append(f"Only {n_evaluated} photos were kept apart, so the intervals are wide.")
+    return tuple(notes)
+
+
+def _name_some(names: tuple[str, ...] | list[str], limit: int = 6) -> str:
+    shown = ", ".join(names[:limit])
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
+
+
+def _check_output(output: Path | None) -> Path:
+    """Refuse a place that holds something else than a run, before the work begins."""
+    assert output is not None  # `resolve` has filled it in
+    if output.exists() and not (output / MANIFEST_NAME).is_file() and (not output.is_dir() or any(output.iterdir())):
+        raise StorageError(f"{output}: wanted a free place or an older run to replace, got something else there; choose another --output")
+    return output
+
+
+class _Clock:
+    """Times the steps, and passes their progress on."""
+
+    def __init__(self, on_progress: Progress | None) -> None:
+        self.stages: list[Stage] = []
+        self._on_progress = on_progress
+        self._step = ""
+
+    @contextmanager
+    def step(self, name: str, n_photos: int | None = None) -> Iterator[None]:
+        self._step = name
+        self.count(0, 0)
+        started_s = time.perf_counter()
+        yield
+        self.stages.append(Stage(name, time.perf_counter() - started_s, n_photos))
+        self.count(1, 1)
+
+    def count(self, n_done: int, n_total: int) -> None:
+        if self._on_progress:
+            self._on_progress(self._step, n_done, n_total)
+
+    def counter(self, n_total: int) -> Callable[[], None]:
+        n_done = 0
+
+        def advance() -> None:
+            nonlocal n_done
+            n_done += 1
+            self.count(n_done, n_total)
+
+        return advance
