@@ -8,6 +8,7 @@ The network is written node by node, with each batch norm folded into its convol
 `efficientnet-lite-pytorch`: 0.2 s instead of a traced export, any input size (its `SAME` padding becomes ONNX
 `SAME_UPPER`), and each stage has a name at which it can be cut.
 """
+# ruff: noqa: SLF001 - the modules of efficientnet-lite-pytorch have private names only
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from pomona.errors import BackboneError, MissingPackageError, OptionError
-from pomona.files import cache_folder, hash_bytes, hash_file, make_folder, write_atomic
+from pomona.files import cache_folder, hash_bytes, hash_file, make_folder, storage_errors, write_atomic
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -180,9 +181,24 @@ def _lite(name: BackboneName, sha256: str, size_px: int, dims: Sequence[int]) ->
 
 
 BACKBONES: tuple[Backbone, ...] = (
-    _lite("lite0", "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db", 224, (16, 24, 40, 80, 112, 192, 320, 1280)),
-    _lite("lite1", "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850", 240, (16, 24, 40, 80, 112, 192, 320, 1280)),
-    _lite("lite2", "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d", 260, (16, 24, 48, 88, 120, 208, 352, 1280)),
+    _lite(
+        "lite0",
+        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+        224,
+        (16, 24, 40, 80, 112, 192, 320, 1280),
+    ),
+    _lite(
+        "lite1",
+        "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
+        240,
+        (16, 24, 40, 80, 112, 192, 320, 1280),
+    ),
+    _lite(
+        "lite2",
+        "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+        260,
+        (16, 24, 48, 88, 120, 208, 352, 1280),
+    ),
 )
 """The embedded backbones; each brings its published input size."""
 
@@ -230,12 +246,15 @@ def load_network(backbone: Backbone) -> Path:
         If the weights' package or torch is not installed.
     BackboneError
         If the weights are not those that are pinned.
+    StorageError
+        If the cache cannot be read or written.
     """
     folder = make_folder(cache_folder() / "networks")
     path = folder / f"{backbone.slug}-{backbone.key[:16]}.onnx"
     seal = path.with_suffix(".sha256")
-    if path.is_file() and seal.is_file() and seal.read_text() == hash_file(path):
-        return path
+    with storage_errors(f"read {path}"):
+        if path.is_file() and seal.is_file() and seal.read_bytes() == hash_file(path).encode():
+            return path
     content = build_network(backbone, read_modules(backbone))
     write_atomic(path, content)
     write_atomic(seal, hash_bytes(content))
@@ -253,7 +272,9 @@ def read_modules(backbone: Backbone) -> nn.Module:
         If the weights are not those that are pinned.
     """
     path = _find_weights(backbone)
-    if (found := hash_file(path)) != backbone.weights_sha256:
+    with storage_errors(f"read the weights {path}"):
+        found = hash_file(path)
+    if found != backbone.weights_sha256:
         raise BackboneError(
             f"the weights of {backbone.name} are not the pinned ones: wanted sha256 {backbone.weights_sha256}, "
             f"got {found} in {path}; install the package again"
@@ -310,7 +331,9 @@ def build_network(backbone: Backbone, module: Any) -> bytes:
         x = _write_block(graph, block, x)
     stages = [*stages[1:], x, graph.convolve(x, module._conv_head, module._bn1, activate=True)]
     tensors = dict(zip((cut.name for cut in backbone.cuts), stages, strict=True))
-    pooled = [graph.add("ReduceMean", [tensors[n], graph.constant(np.array([2, 3]))], keepdims=0) for n in backbone.pooled]
+    pooled = [
+        graph.add("ReduceMean", [tensors[n], graph.constant(np.array([2, 3]))], keepdims=0) for n in backbone.pooled
+    ]
     graph.add("Concat", pooled, name="features", axis=1)
     size = preprocessing.size_px
     return graph.to_bytes(("pixels", ("N", size, size, 3)), ("features", ("N", backbone.dim)))
@@ -351,8 +374,9 @@ class _GraphWriter:
 
     def convolve(self, x: str, convolution: Any, norm: Any, *, activate: bool) -> str:
         """Add a convolution with its batch norm folded in, then ReLU6 where wanted."""
-        gain = (norm.weight / (norm.running_var + norm.eps).sqrt()).detach().numpy()
-        bias = (norm.bias.detach() - norm.running_mean * norm.weight.detach() / (norm.running_var + norm.eps).sqrt()).numpy()
+        spread = (norm.running_var + norm.eps).sqrt()
+        gain = (norm.weight / spread).detach().numpy()
+        bias = (norm.bias.detach() - norm.running_mean * norm.weight.detach() / spread).numpy()
         weight = convolution.weight.detach().numpy() * gain[:, None, None, None]
         x = self.add(
             "Conv",

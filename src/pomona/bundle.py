@@ -20,7 +20,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pomona.backbone import Preprocessing, load_network
-from pomona.dataset import ClassTree, Skipped
+from pomona.dataset import ClassTree, Skipped, load_dataset
 from pomona.engine import Engine
 from pomona.errors import BundleDamagedError, BundleError, BundleFormatError, DataError, MissingPackageError, PhotoError
 from pomona.evaluation import Evaluation, evaluate
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pomona.backbone import Backbone
-    from pomona.dataset import Dataset
+    from pomona.dataset import Dataset, Split
     from pomona.head import Head
 
 BUNDLE_FORMAT = 1
@@ -153,10 +153,13 @@ class Bundle:
         Where it is.
     manifest : Manifest
         What it is.
+    n_workers : int, optional
+        Threads; every core where not given.
     """
 
     folder: Path
     manifest: Manifest
+    n_workers: int | None = None
 
     @cached_property
     def tree(self) -> ClassTree:
@@ -172,7 +175,7 @@ class Bundle:
     @cached_property
     def engine(self) -> Engine:
         """The whole graph, compiled on first use."""
-        return Engine(self.folder / MODEL_NAME)
+        return Engine(self.folder / MODEL_NAME, n_workers=self.n_workers)
 
     def predict_pixels(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Probabilities (N, C) of preprocessed photos (N, S, S, 3) uint8."""
@@ -211,9 +214,7 @@ class Bundle:
                 on_photo(i + 1, len(photos))
         return probabilities, errors
 
-    def _stream(
-        self, photos: Sequence[str | Path | bytes]
-    ) -> Iterator[Mapping[str, NDArray[np.float32]] | PhotoError]:
+    def _stream(self, photos: Sequence[str | Path | bytes]) -> Iterator[Mapping[str, NDArray[np.float32]] | PhotoError]:
         def load_pixels(i: int) -> NDArray[np.uint8]:
             photo = photos[i]
             data = photo if isinstance(photo, bytes) else read_photo_bytes(Path(photo))
@@ -221,7 +222,9 @@ class Bundle:
 
         return self.engine.stream(len(photos), load_pixels)
 
-    def _to_prediction(self, file: str, outcome: Mapping[str, NDArray[np.float32]] | PhotoError, n_top: int) -> Prediction:
+    def _to_prediction(
+        self, file: str, outcome: Mapping[str, NDArray[np.float32]] | PhotoError, n_top: int
+    ) -> Prediction:
         if isinstance(outcome, PhotoError):
             return Prediction(file, error=str(outcome))
         probabilities = outcome["probabilities"]
@@ -250,6 +253,45 @@ class BundleScore:
     skipped: tuple[Skipped, ...]
     n_unknown_class: int
     unknown_labels: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The score as plain values for JSON."""
+        return {
+            **self.evaluation.to_dict(),
+            "n_skipped": len(self.skipped),
+            "n_unknown_class": self.n_unknown_class,
+            "unknown_classes": list(self.unknown_labels),
+        }
+
+
+def load_labelled(bundle: Bundle, data: str | Path, *, split: Split | None = None) -> Dataset:
+    """Load photos to evaluate a bundle on, with labels matched to its classes by name.
+
+    Parameters
+    ----------
+    bundle : Bundle
+        The recogniser.
+    data : str or Path
+        Whatever `load_dataset` takes.
+    split : {"train", "val", "test"}, optional
+        Part to take. Where not given and the data has parts: test if there is one, else val.
+
+    Raises
+    ------
+    DataError
+        If there are no labelled photos, or not in the part that is wanted.
+    """
+    dataset = load_dataset(data, tree=bundle.tree, min_classes=1)
+    present = {photo.split for photo in dataset.photos}
+    wanted = split or next((part for part in ("test", "val") if part in present), None)
+    if wanted is None and present == {None}:
+        return dataset
+    if wanted not in present:
+        found = ", ".join(sorted(str(part) for part in present if part)) or "no parts"
+        raise DataError(
+            f"{dataset.root}: wanted the {wanted or 'test or val'} part, got {found}; name another with --split"
+        )
+    return dataset.part(wanted)
 
 
 def evaluate_bundle(
@@ -391,8 +433,15 @@ def build_model(network: Path, head: Head) -> bytes:
     return bytes(model.SerializeToString())
 
 
-def load_bundle(folder: str | Path) -> Bundle:
+def load_bundle(folder: str | Path, *, n_workers: int | None = None) -> Bundle:
     """Open a run folder: parse, check the format number, check every hash.
+
+    Parameters
+    ----------
+    folder : str or Path
+        What `train` wrote.
+    n_workers : int, optional
+        Threads for predictions; every core where not given.
 
     Raises
     ------
@@ -415,7 +464,7 @@ def load_bundle(folder: str | Path) -> Bundle:
             raise BundleDamagedError(
                 f"{path} is damaged: wanted sha256 {wanted}, got {found}; copy the bundle again or train it again"
             )
-    return Bundle(folder, manifest)
+    return Bundle(folder, manifest, n_workers)
 
 
 def parse_manifest(folder: Path) -> Manifest:
@@ -426,7 +475,9 @@ def parse_manifest(folder: Path) -> Manifest:
     try:
         content = json.loads(path.read_bytes())
     except FileNotFoundError as error:
-        raise BundleError(f"{folder}: wanted a run folder that `pomona train` wrote, got no {MANIFEST_NAME} in it") from error
+        raise BundleError(
+            f"{folder}: wanted a run folder that `pomona train` wrote, got no {MANIFEST_NAME} in it"
+        ) from error
     except OSError as error:
         raise BundleError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:  # broken JSON or broken UTF-8

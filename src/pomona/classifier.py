@@ -160,7 +160,8 @@ def _hash_photo(photo: Any, row: int) -> str:
     array = np.asarray(photo)
     if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8 or 0 in array.shape:
         raise PhotoError(
-            "not_an_image", f"photo {row}: wanted a path or an array (H, W, 3) of uint8, got shape {array.shape} of {array.dtype}"
+            "not_an_image",
+            f"photo {row}: wanted a path or an array (H, W, 3) of uint8, got shape {array.shape} of {array.dtype}",
         )
     return hash_bytes(repr(array.shape).encode() + np.ascontiguousarray(array).tobytes())
 

@@ -1,9 +1,9 @@
 """A network compiled for this CPU, fed so that decoding and computing overlap.
 
 In: an ONNX file and a way to get the pixels of each photo. Out: the network's outputs, photo by photo.
-Why: features and predictions run through the same few lines, so they agree to the last bit. Each request carries one photo
-and runs on one stream of one thread: the answer for a photo does not depend on what else is in the batch, and two
-streams on two cores measured as fast as larger batches.
+Why: features and predictions run through the same few lines, so they agree to the last bit. Each request carries one
+photo and runs on one stream of one thread: the answer for a photo does not depend on what else is in the batch, and
+two streams on two cores measured as fast as larger batches.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from pomona.errors import BackboneError, PhotoError
+from pomona.errors import BackboneError, OptionError, PhotoError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -48,6 +48,8 @@ class Engine:
 
     Raises
     ------
+    OptionError
+        If `n_workers` is below 1.
     BackboneError
         If OpenVINO cannot read or compile it.
     """
@@ -55,6 +57,8 @@ class Engine:
     precision: Precision = "f32"  # bf16, the default where the CPU has it, measured slower without AMX and less exact
 
     def __init__(self, network: Path, *, n_workers: int | None = None) -> None:
+        if n_workers is not None and n_workers < 1:
+            raise OptionError(f"workers: wanted 1 or more, got {n_workers}")
         import openvino as ov
 
         self.n_workers = n_workers or count_cpus()
@@ -84,7 +88,11 @@ class Engine:
         mapping of str to ndarray of shape (N, ...), float32
             Each output by name.
         """
-        rows = [outputs for outputs in self.stream(len(pixels), pixels.__getitem__) if not isinstance(outputs, PhotoError)]
+        if len(pixels) == 0:
+            shapes = {name: list(self._compiled.output(name).partial_shape)[1:] for name in self.outputs}
+            return {name: np.zeros((0, *(n.get_length() for n in shape)), np.float32) for name, shape in shapes.items()}
+        outcomes = self.stream(len(pixels), pixels.__getitem__)
+        rows = [outputs for outputs in outcomes if not isinstance(outputs, PhotoError)]
         return {name: np.stack([row[name] for row in rows]) for name in self.outputs}
 
     def stream(

@@ -14,10 +14,13 @@ import os
 import secrets
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pomona.errors import StorageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -123,7 +126,7 @@ def new_folder(target: Path) -> Iterator[Path]:
     Parameters
     ----------
     target : Path
-        Where the folder shall stand.
+        Where the folder shall stand; a link is followed.
 
     Yields
     ------
@@ -135,7 +138,8 @@ def new_folder(target: Path) -> Iterator[Path]:
     StorageError
         If it cannot be made or moved.
     """
-    parent = make_folder(target.absolute().parent)
+    target = target.resolve()  # a link stays a link, and the folder behind it is replaced
+    parent = make_folder(target.parent)
     staging = parent / f".{target.name}.{secrets.token_hex(4)}.partial"
     make_folder(staging)
     try:
@@ -150,6 +154,8 @@ def _replace_folder(new: Path, target: Path) -> None:
     if not target.exists():
         new.rename(target)
         return
+    if not target.is_dir():  # an exchange would succeed, and hide the user's file
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
     if sys.platform == "linux":
         libc = ctypes.CDLL(None, use_errno=True)
         if hasattr(libc, "renameat2"):

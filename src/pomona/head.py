@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 STRENGTHS: tuple[float, ...] = (0.1, 0.03, 0.01, 0.003, 0.001)
 """L2 strengths tried, strongest first, as the weight of half the squared norm beside the mean log loss."""
 
-_ROUGH, _FINE = 1e-4, 1e-6  # relative decrease of the loss at which a fit ends: along the path, and for the head that is kept
+_ROUGH, _FINE = (
+    1e-4,
+    1e-6,
+)  # relative decrease of the loss at which a fit ends: along the path, and for the head that is kept
 
 
 @dataclass(frozen=True)
@@ -161,7 +164,9 @@ def _check(vectors: NDArray[np.float32], labels: NDArray[np.intp], n_classes: in
         raise FitError(f"wanted finite features, got {bad} photos with NaN or infinity; compute the features again")
     empty = np.flatnonzero(np.bincount(labels, minlength=n_classes) == 0)
     if len(empty):
-        raise FitError(f"wanted a photo of each class to fit on, got none of {len(empty)} classes, the first number {empty[0]}")
+        raise FitError(
+            f"wanted a photo of each class to fit on, got none of {len(empty)} classes, the first number {empty[0]}"
+        )
 
 
 def _fit_path(

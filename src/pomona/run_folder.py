@@ -182,7 +182,10 @@ def _list_predictions(run: Run) -> str:
 
 def _list_fits(run: Run) -> str:
     header = ("l2", "accuracy", "log_loss", "n_steps", "seconds", "chosen")
-    rows = [(f.l2, f"{f.accuracy:.6f}", f"{f.log_loss:.6f}", f.n_steps, f"{f.seconds:.3f}", int(f.l2 == run.head.l2)) for f in run.fits]
+    rows = [
+        (f.l2, f"{f.accuracy:.6f}", f"{f.log_loss:.6f}", f.n_steps, f"{f.seconds:.3f}", int(f.l2 == run.head.l2))
+        for f in run.fits
+    ]
     return write_csv([header, *rows])
 
 

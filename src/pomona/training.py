@@ -66,7 +66,9 @@ class TrainOptions:
     data: Annotated[Path, "Folder, table (CSV, TSV), list, pattern or zip of labelled photos."]
     output: Annotated[Path | None, "Run folder to write; by default runs/ and the name of the data."] = None
     backbone: Annotated[BackboneName, "Pretrained network."] = "lite0"
-    imgsz: Annotated[int | None, "Side of the square the network sees, in pixels; by default the backbone's own."] = None
+    imgsz: Annotated[int | None, "Side of the square the network sees, in pixels; by default the backbone's own."] = (
+        None
+    )
     val_share: Annotated[float, "Share of photos to keep apart where the data has no val or test part."] = 0.2
     seed: Annotated[int, "Decides which photos are kept apart."] = 0
     workers: Annotated[int | None, "Threads; by default every core."] = None
@@ -212,7 +214,9 @@ def plan_parts(dataset: Dataset, val_share: float, seed: int) -> tuple[Dataset, 
     """
     present = {photo.split for photo in dataset.photos if photo.label >= 0}
     if present & {"val", "test"} and not present & {"train", None}:
-        raise DataError(f"{dataset.root}: wanted a train part to learn from, got only {', '.join(sorted(map(str, present)))}")
+        raise DataError(
+            f"{dataset.root}: wanted a train part to learn from, got only {', '.join(sorted(map(str, present)))}"
+        )
     if not present & {"val", "test"}:
         kept_apart = split_dataset(dataset, val_share=val_share, seed=seed)
         return kept_apart, PartPlan(None, "val", "photos kept apart")
@@ -220,7 +224,9 @@ def plan_parts(dataset: Dataset, val_share: float, seed: int) -> tuple[Dataset, 
     placed = replace(dataset, photos=photos)
     if "test" in present:
         return placed, PartPlan("val" if "val" in present else None, "test", "photos of the test part")
-    note = f"The L2 strength, one of {len(STRENGTHS)}, was chosen on the same val photos that the numbers are measured on."
+    note = (
+        f"The L2 strength, one of {len(STRENGTHS)}, was chosen on the same val photos that the numbers are measured on."
+    )
     return placed, PartPlan("val", "val", "photos of the val part", (note,))
 
 
@@ -313,12 +319,18 @@ def note_data(dataset: Dataset, n_evaluated: int) -> tuple[str, ...]:
     """
     notes = []
     if leaks := dataset.leaks:
-        notes.append(f"{len(leaks)} identical photos stand on both sides of a split, the first: {' and '.join(leaks[0])}.")
+        notes.append(
+            f"{len(leaks)} identical photos stand on both sides of a split, the first: {' and '.join(leaks[0])}."
+        )
     if conflicts := dataset.conflicts:
-        notes.append(f"{len(conflicts)} identical photos have different labels, the first: {' and '.join(conflicts[0])}.")
+        notes.append(
+            f"{len(conflicts)} identical photos have different labels, the first: {' and '.join(conflicts[0])}."
+        )
     if dataset.unknown_labels:
         n_photos = sum(photo.label < 0 for photo in dataset.photos)
-        notes.append(f"{n_photos} photos have classes that train lacks and were left out: {_name_some(dataset.unknown_labels)}.")
+        notes.append(
+            f"{n_photos} photos have classes that train lacks and were left out: {_name_some(dataset.unknown_labels)}."
+        )
     counts = np.bincount(dataset.part("train").labels.clip(0), minlength=len(dataset.tree))
     if single := [name for name, count in zip(dataset.tree.names, counts, strict=True) if count == 1]:
         notes.append(f"Learnt from one photo only: {_name_some(single)}.")
@@ -336,7 +348,9 @@ def _check_output(output: Path | None) -> Path:
     """Refuse a place that holds something else than a run, before the work begins."""
     assert output is not None  # `resolve` has filled it in
     if output.exists() and not (output / MANIFEST_NAME).is_file() and (not output.is_dir() or any(output.iterdir())):
-        raise StorageError(f"{output}: wanted a free place or an older run to replace, got something else there; choose another --output")
+        raise StorageError(
+            f"{output}: wanted a free place or an older run to replace, got something else there; choose another --output"
+        )
     return output
 
 

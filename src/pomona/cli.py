@@ -1,0 +1,481 @@
+"""The command line: flags to the one function of each command, results to people or machines.
+
+In: arguments. Out: results on stdout, progress and messages on stderr, and an exit code: 0 done, 1 the data or the model
+is at fault, 2 usage, 130 interrupted.
+Why: the only place that turns an error into an exit code. Flags, defaults and help come from the options class of each
+command, so that they cannot differ from the API's. Heavy modules are imported by the commands, so `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_type_hints
+
+import typer
+
+from pomona.errors import OptionError, PomonaError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from pomona.bundle import Prediction
+    from pomona.evaluation import Evaluation, Metric
+    from pomona.training import Progress, TrainResult
+
+EXIT_DATA, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+
+_STEPS = {
+    "render": "Rendering photos",
+    "read": "Reading photos",
+    "features": "Computing features",
+    "fit": "Fitting the head",
+    "evaluate": "Evaluating",
+    "save": "Writing the run",
+    "predict": "Predicting",
+    "fetch": "Fetching",
+}
+
+_OPTIONS: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "demo": ("pomona.demo", "DemoOptions", ()),
+    "train": ("pomona.training", "TrainOptions", ("data",)),
+}
+"""Where the options class of a command is, and which of its fields are arguments."""
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+# --- edge -----------------------------------------------------------------------------------------------------------
+
+
+def run() -> None:
+    """Entry point of the `pomona` command."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # odd file names must not end the run
+    asked = next((argument for argument in sys.argv[1:] if not argument.startswith("-")), "")
+    build_app(asked)(prog_name="pomona")
+
+
+def build_app(asked: str | None = None) -> typer.Typer:
+    """The commands, each with its flags.
+
+    Parameters
+    ----------
+    asked : str, optional
+        Only this command gets its flags, so that the modules of the others are not loaded; all do where not given.
+
+    Returns
+    -------
+    typer.Typer
+        The application.
+    """
+    app = typer.Typer(name="pomona", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+    app.callback()(_main)
+    for command in (demo, train, evaluate, predict, fetch):
+        name = command.__name__
+        if name in _OPTIONS and asked in (name, None):
+            module, class_name, positional = _OPTIONS[name]
+            options_class = getattr(importlib.import_module(module), class_name)
+            app.command(name)(_guard(_with_flags(command, options_class, positional)))
+        elif name in _OPTIONS:
+            app.command(name, help=command.__doc__)(lambda: None)
+        else:
+            app.command(name)(_guard(command))
+    return app
+
+
+def _guard(command: Callable[..., None]) -> Callable[..., None]:
+    """Turn errors into one line on stderr and an exit code."""
+
+    @functools.wraps(command)
+    def guarded(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except OptionError as error:
+            _fail(str(error), EXIT_USAGE)
+        except PomonaError as error:
+            _fail(str(error), EXIT_DATA)
+        except KeyboardInterrupt:
+            _fail("interrupted; features computed so far are kept", EXIT_INTERRUPTED)
+        except BrokenPipeError:  # the reader of stdout has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(0) from None
+        except MemoryError:
+            _fail("out of memory: close other programs, or use fewer --workers", EXIT_DATA)
+        except (typer.Exit, typer.Abort):
+            raise
+        except Exception as error:  # noqa: BLE001 - the edge: a user gets a line, a developer can ask for the rest
+            if os.environ.get("POMONA_TRACEBACK"):
+                raise
+            name = type(error).__name__
+            _fail(f"unexpected {name}: {error} (a fault in Pomona; POMONA_TRACEBACK=1 shows where)", EXIT_DATA)
+
+    return guarded
+
+
+def _fail(message: str, code: int) -> None:
+    from rich.markup import escape
+
+    _console(sys.stderr).print(f"[bold red]error[/]: {escape(message)}", highlight=False, soft_wrap=True)
+    raise typer.Exit(code)
+
+
+def _with_flags(
+    command: Callable[..., None], options_class: type[Any], positional: Sequence[str]
+) -> Callable[..., None]:
+    """A command whose flags are the fields of an options class, and after them its own."""
+
+    @functools.wraps(command)
+    def run_command(**values: Any) -> None:
+        options = options_class(**{name: values.pop(name) for name in list_flags(options_class)})
+        command(options, **values)
+
+    own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
+    flags = [
+        _to_parameter(name, *flag, is_argument=name in positional) for name, flag in list_flags(options_class).items()
+    ]
+    run_command.__signature__ = inspect.Signature([*flags, *own])  # type: ignore[attr-defined]
+    run_command.__annotations__ = {parameter.name: parameter.annotation for parameter in [*flags, *own]}
+    return run_command
+
+
+def list_flags(options_class: type[Any]) -> Mapping[str, tuple[Any, str, Any]]:
+    """Type, help and default of each field of an options class; a field without default has `inspect.Parameter.empty`."""
+    hints = get_type_hints(options_class, include_extras=True)
+    defaults = {name: p.default for name, p in inspect.signature(options_class).parameters.items()}
+    return {name: (*get_args(hints[name])[:2], default) for name, default in defaults.items()}
+
+
+def _to_parameter(name: str, kind: Any, text: str, default: Any, *, is_argument: bool) -> inspect.Parameter:
+    description = typer.Argument(help=text) if is_argument else typer.Option(help=text)
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, description]
+    )
+
+
+# --- commands -------------------------------------------------------------------------------------------------------
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from pomona import __version__
+
+        typer.echo(f"pomona {__version__}")
+        raise typer.Exit
+
+
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """A folder of fruit photos becomes a recogniser you can run."""
+
+
+def demo(options: Any) -> None:
+    """Render fruit photos, train on them, and answer for five new ones: a minute, nothing needed."""
+    from pomona.demo import run_demo
+
+    started_s = time.perf_counter()
+    with _show_progress() as on_progress:
+        result = run_demo(options, on_progress=on_progress)
+    out = _console(sys.stdout)
+    _print_training(out, result.trained)
+    answers = [prediction for _, prediction in result.predictions]
+    out.print(_tabulate_predictions(answers, shows=[label for label, _ in result.predictions]))
+    out.print(
+        "The last photo shows no fruit: every recogniser answers with the class that comes nearest. Look at its score.\n",
+        style="dim",
+    )
+    _print_places(
+        out,
+        {
+            "Photos": result.photos,
+            "New photos": result.new_photos,
+            "Recogniser": result.trained.bundle.folder,
+            "Report": result.trained.bundle.folder / "report.html",
+        },
+    )
+    out.print(f"\nDone in {time.perf_counter() - started_s:.1f} s. Try it on your own photo:", highlight=False)
+    out.print(f"  pomona predict {result.trained.bundle.folder} PHOTO", style="bold", highlight=False, soft_wrap=True)
+
+
+def train(options: Any, *, as_json: Json = False) -> None:
+    """Make a recogniser from labelled photos: one folder per class, or a table."""
+    from pomona.training import train as train_run
+
+    with _show_progress() as on_progress:
+        result = train_run(options, on_progress=on_progress)
+    if as_json:
+        stages = {stage.name: round(stage.seconds, 3) for stage in result.stages}
+        extra = {"output": str(result.bundle.folder), "notes": list(result.notes), "seconds": stages}
+        _print_json({**result.evaluation.to_dict(), "n_skipped": len(result.dataset.skipped), **extra})
+        return
+    out = _console(sys.stdout)
+    _print_training(out, result)
+    folder = result.bundle.folder
+    _print_places(out, {"Recogniser": folder, "Report": folder / "report.html"})
+    if result.dataset.skipped:
+        _print_places(out, {"Skipped": folder / "audit.csv"})
+
+
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Run folder that `pomona train` wrote.")],
+    data: Annotated[str, typer.Argument(help="Labelled photos: folder, table, list, pattern or zip.")],
+    *,
+    split: Annotated[
+        Literal["train", "val", "test"] | None, typer.Option(help="Part to take; by default test, else val, else all.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure a recogniser on labelled photos."""
+    from pomona.bundle import evaluate_bundle, load_bundle, load_labelled
+
+    bundle = load_bundle(run)
+    with _show_progress() as on_progress:
+        dataset = load_labelled(bundle, data, split=split)
+        score = evaluate_bundle(bundle, dataset, on_photo=functools.partial(on_progress, "evaluate"))
+    if as_json:
+        _print_json(score.to_dict())
+        return
+    out = _console(sys.stdout)
+    _print_evaluation(out, score.evaluation, str(data))
+    if score.n_unknown_class:
+        names = ", ".join(score.unknown_labels)
+        _warn(f"{score.n_unknown_class} photos left out, of classes that the recogniser does not know: {names}")
+    for one in score.skipped:
+        _warn(f"{one.name}: {one.detail}")
+
+
+def predict(
+    run: Annotated[Path, typer.Argument(help="Run folder that `pomona train` wrote.")],
+    photos: Annotated[
+        list[str], typer.Argument(help="Photos, folders, patterns; - reads paths from stdin, one a line.")
+    ],
+    *,
+    topk: Annotated[int, typer.Option(min=1, help="How many of the most probable classes to name.")] = 5,
+    workers: Annotated[int | None, typer.Option(min=1, help="Threads; by default every core.")] = None,
+    as_json: Json = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print the result as CSV.")] = False,
+) -> None:
+    """Name the fruit in photos. A photo that cannot be used is an error line in its place."""
+    from pomona.bundle import load_bundle
+    from pomona.dataset import find_photos
+
+    if as_json and as_csv:
+        raise OptionError("wanted --json or --csv, got both")
+    listed = [line for item in photos for line in (sys.stdin.read().splitlines() if item == "-" else [item]) if line]
+    paths = find_photos(listed)
+    bundle = load_bundle(run, n_workers=workers)
+    answers = []
+    with _show_progress() as on_progress:
+        for prediction in bundle.predict(paths, n_top=topk):
+            answers.append(prediction)
+            on_progress("predict", len(answers), len(paths))
+    if as_json:
+        _print_json([answer.to_dict() for answer in answers])
+    elif as_csv:
+        _print_csv(answers)
+    else:
+        _console(sys.stdout).print(_tabulate_predictions(answers))
+    if not any(answer.label for answer in answers):
+        _fail(f"none of {len(answers)} photos could be used" if answers else "no photo found there", EXIT_DATA)
+
+
+def fetch(
+    name: Annotated[str | None, typer.Argument(help="Name of the set; without one, the sets are listed.")] = None,
+    *,
+    output: Annotated[Path | None, typer.Option(help="Folder to write; by default data/ and the name.")] = None,
+) -> None:
+    """Bring a public set of photos by name; needs git and the internet."""
+    from pomona.fetch import PHOTO_SETS, fetch_photo_set, find_photo_set
+
+    out = _console(sys.stdout)
+    if name is None:
+        table = _table("Name", "Photos", "MB", "Licence", "Title")
+        for row in PHOTO_SETS:
+            table.add_row(row.name, f"{row.n_photos:,}", str(row.size_mb), row.licence, row.title)
+        out.print(table)
+        return
+    photo_set = find_photo_set(name)
+    errors = _console(sys.stderr)
+    errors.print(f"{photo_set.title}, licence {photo_set.licence}, {photo_set.url}", highlight=False, markup=False)
+    folder = fetch_photo_set(
+        photo_set, output, on_line=lambda line: errors.print(line, style="dim", highlight=False, markup=False)
+    )
+    _print_places(out, {"Photos": folder})
+    out.print(f"Train on them: pomona train {folder}", highlight=False, soft_wrap=True, markup=False)
+
+
+# --- what people see ------------------------------------------------------------------------------------------------
+
+
+def _console(stream: Any) -> Console:
+    from rich.console import Console
+
+    # A pipe or a file has no width: wide enough that nothing is cut.
+    return Console(file=stream, width=None if stream.isatty() else 160)
+
+
+@contextmanager
+def _show_progress() -> Iterator[Progress]:
+    """Bars on stderr with rate and time left where a person looks at it; one line a step where not."""
+    console = _console(sys.stderr)
+    if console.is_terminal:
+        with _Bars(console) as bars:
+            yield bars.update
+    else:
+        yield _Lines(console).update
+
+
+class _Bars:
+    """One progress bar a step."""
+
+    def __init__(self, console: Console) -> None:
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            SpinnerColumn,
+            TextColumn,
+            TimeRemainingColumn,
+        )
+
+        rate = TextColumn("{task.fields[rate]}", style="dim")
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description:<20}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            rate,
+            TimeRemainingColumn(),
+        )
+        self._progress = Progress(*columns, console=console)
+        self._tasks: dict[str, Any] = {}
+        self._started_s: dict[str, float] = {}
+
+    def __enter__(self) -> _Bars:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def update(self, step: str, n_done: int, n_total: int) -> None:
+        if step not in self._tasks:
+            self._tasks[step] = self._progress.add_task(_STEPS[step], total=None, rate="")
+            self._started_s[step] = time.perf_counter()
+        task = self._tasks[step]
+        elapsed_s = time.perf_counter() - self._started_s[step]
+        rate = f"{n_done / elapsed_s:,.0f}/s" if n_done > 1 and elapsed_s > 0.2 else ""
+        if n_total > 1 or self._progress.tasks[task].total is None:
+            self._progress.update(task, completed=n_done, total=n_total or None, rate=rate)
+
+
+class _Lines:
+    """One line when a step is done."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._started_s: dict[str, float] = {}
+        self._done: set[str] = set()
+
+    def update(self, step: str, n_done: int, n_total: int) -> None:
+        self._started_s.setdefault(step, time.perf_counter())
+        if n_total and n_done == n_total and step not in self._done:
+            self._done.add(step)
+            seconds = time.perf_counter() - self._started_s[step]
+            count = f" {n_total}," if n_total > 1 else ""
+            self._console.print(f"{_STEPS[step]}:{count} {seconds:.1f} s", style="dim", highlight=False)
+
+
+def _warn(message: str) -> None:
+    from rich.markup import escape
+
+    _console(sys.stderr).print(f"[yellow]note[/]: {escape(message)}", highlight=False, soft_wrap=True)
+
+
+def _table(*headings: str) -> Table:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for heading in headings:
+        numeric = heading in {"Score", "Photos", "MB", "Value", "95 % interval"}
+        table.add_column(heading, justify="right" if numeric else "left", overflow="fold")
+    return table
+
+
+def _print_training(out: Console, result: TrainResult) -> None:
+    n_skipped = len(result.dataset.skipped)
+    n_train = result.dataset.part("train").n_photos
+    skipped = f", {n_skipped} skipped" if n_skipped else ""
+    out.print(f"\nLearnt {len(result.dataset.tree)} classes from {n_train} photos{skipped}.", highlight=False)
+    _print_evaluation(out, result.evaluation, result.evaluated_on)
+    for note in result.notes:
+        _warn(note)
+
+
+def _print_evaluation(out: Console, evaluation: Evaluation, evaluated_on: str) -> None:
+    from rich.markup import escape
+
+    def percent(metric: Metric) -> tuple[str, str]:
+        return f"{metric.value:.1%}", f"{metric.low:.1%} to {metric.high:.1%}"
+
+    out.print(
+        f"[bold]Right on {evaluation.accuracy.value:.1%}[/] of {evaluation.n} {escape(evaluated_on)} "
+        f"(95 % interval {evaluation.accuracy.low:.1%} to {evaluation.accuracy.high:.1%}).",
+        highlight=False,
+    )
+    table = _table("Measure", "Value", "95 % interval")
+    table.add_row("Accuracy", *percent(evaluation.accuracy))
+    table.add_row("Balanced accuracy", *percent(evaluation.balanced_accuracy))
+    table.add_row("Macro F1", *percent(evaluation.macro_f1))
+    table.add_row("Weighted F1", *percent(evaluation.weighted_f1))
+    table.add_row("Among the first five", *percent(evaluation.top5))
+    for level in evaluation.levels[:-1]:
+        table.add_row(f"Accuracy, {level.name} ({level.n_classes} classes)", *percent(level.accuracy))
+    out.print(table)
+
+
+def _tabulate_predictions(answers: Sequence[Prediction], *, shows: Sequence[str] = ()) -> Table:
+    from rich.markup import escape
+
+    table = _table("Photo", *(["Shows"] if shows else []), "Answer", "Score", "Then")
+    for row, answer in enumerate(answers):
+        lead = [escape(answer.file), *([escape(shows[row])] if shows else [])]
+        if answer.error is not None:
+            table.add_row(*lead, f"[red]error[/]: {escape(answer.error)}", "", "")
+            continue
+        rest = ", ".join(f"{escape(one.label)} {one.score:.1%}" for one in answer.top[1:3])
+        table.add_row(*lead, f"[bold]{escape(answer.label or '')}[/]", f"{answer.score:.1%}", f"[dim]{rest}[/]")
+    return table
+
+
+def _print_places(out: Console, places: Mapping[str, Path]) -> None:
+    for name, path in places.items():
+        out.print(f"{name:<12} {path}", highlight=False, soft_wrap=True, markup=False)
+
+
+def _print_json(content: Any) -> None:
+    typer.echo(json.dumps(content, indent=2, ensure_ascii=False))
+
+
+def _print_csv(answers: Sequence[Prediction]) -> None:
+    import csv
+
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(("file", "label", "score", "error"))
+    for answer in answers:
+        score = "" if answer.score is None else f"{answer.score:.6f}"
+        writer.writerow((answer.file, answer.label or "", score, answer.error or ""))
