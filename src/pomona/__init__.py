@@ -1,7 +1,8 @@
 """Pomona: a folder of fruit photos becomes a recogniser you can run.
 
-photos -> dataset -> features -> head -> evaluation -> bundle -> predict. Each arrow is one module of this package and one
-function below; `train` walks the whole way. Names are loaded when they are first used, so that `import pomona` is quick.
+photos -> dataset -> features -> head -> evaluation -> bundle -> predict. Each arrow is one module of this package and
+one function below; `train` walks the whole way. Names are loaded when they are first used, so that `import pomona` is
+quick.
 """
 
 from __future__ import annotations

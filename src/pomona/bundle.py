@@ -286,7 +286,7 @@ def load_labelled(bundle: Bundle, data: str | Path, *, split: Split | None = Non
     wanted = split or next((part for part in ("test", "val") if part in present), None)
     if wanted is None and present == {None}:
         return dataset
-    if wanted not in present:
+    if wanted is None or wanted not in present:
         found = ", ".join(sorted(str(part) for part in present if part)) or "no parts"
         raise DataError(
             f"{dataset.root}: wanted the {wanted or 'test or val'} part, got {found}; name another with --split"
@@ -318,8 +318,8 @@ def evaluate_bundle(
     usable = [i for i in range(len(known)) if i not in errors]
     if not usable:
         raise DataError(
-            f"no photo of {dataset.root} can be evaluated: {len(dataset.photos) - len(known)} have a class that the bundle "
-            f"does not know, {len(errors) + len(dataset.skipped)} cannot be used"
+            f"no photo of {dataset.root} can be evaluated: {len(dataset.photos) - len(known)} have a class that "
+            f"the bundle does not know, {len(errors) + len(dataset.skipped)} cannot be used"
         )
     failed = tuple(Skipped(known[i].name, known[i].path, e.fault, str(e)) for i, e in sorted(errors.items()))
     labels = np.array([known[i].label for i in usable])
@@ -487,7 +487,8 @@ def parse_manifest(folder: Path) -> Manifest:
         raise BundleDamagedError(f"{path} is damaged: wanted a format number from 1, got {number!r}")
     if number > BUNDLE_FORMAT:
         raise BundleFormatError(
-            f"{path}: bundle format {number} was written by a newer Pomona; this one reads up to {BUNDLE_FORMAT}: upgrade Pomona"
+            f"{path}: bundle format {number} was written by a newer Pomona; "
+            f"this one reads up to {BUNDLE_FORMAT}: upgrade Pomona"
         )
     try:
         manifest = Manifest.model_validate(content)

@@ -1,6 +1,7 @@
 """The recogniser with scikit-learn's verbs.
 
-In: photos as paths or arrays, and labels. Out: `PomonaClassifier`, which `clone`, `cross_val_score` and `GridSearchCV` take.
+In: photos as paths or arrays, and labels. Out: `PomonaClassifier`, which `clone`, `cross_val_score` and `GridSearchCV`
+take.
 Why: the people who know scikit-learn can use Pomona inside what they have. Features are cached by content, so a
 cross-validation over the same photos runs the network once.
 """
@@ -17,7 +18,7 @@ from pomona.dataset import iter_folds
 from pomona.errors import DataError, MissingPackageError, PhotoError
 from pomona.features import extract_vectors
 from pomona.files import hash_bytes
-from pomona.head import fit_head
+from pomona.head import STRENGTHS, fit_head
 from pomona.photo import decode_photo, read_photo_bytes
 
 try:
@@ -62,8 +63,8 @@ class PomonaClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     Notes
     -----
-    X is a sequence of N paths, or an array (N, H, W, 3) uint8, or a sequence of arrays (H, W, 3) uint8 of any size. A photo that
-    cannot be used raises `PhotoError`: scikit-learn needs an answer for every row.
+    X is a sequence of N paths, or an array (N, H, W, 3) uint8, or a sequence of arrays (H, W, 3) uint8 of any size. A
+    photo that cannot be used raises `PhotoError`: scikit-learn needs an answer for every row.
     """
 
     def __init__(
@@ -110,9 +111,9 @@ class PomonaClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if len(self.classes_) < 2:
             raise DataError(f"wanted two classes or more, got {len(self.classes_)}")
         vectors, hashes = self._embed(X)
-        strengths = {} if self.l2 is None else {"strengths": (self.l2,)}
+        strengths = STRENGTHS if self.l2 is None else (self.l2,)
         folds = [] if self.l2 is not None else self._list_folds(labels, hashes)
-        self.head_, _ = fit_head(vectors, labels, len(self.classes_), folds, **strengths)
+        self.head_, _ = fit_head(vectors, labels, len(self.classes_), folds, strengths=strengths)
         self.l2_ = self.head_.l2
         self.n_features_in_ = vectors.shape[1]
         return self

@@ -1,7 +1,7 @@
 """The command line: flags to the one function of each command, results to people or machines.
 
-In: arguments. Out: results on stdout, progress and messages on stderr, and an exit code: 0 done, 1 the data or the model
-is at fault, 2 usage, 130 interrupted.
+In: arguments. Out: results on stdout, progress and messages on stderr, and an exit code: 0 done, 1 the data or the
+model is at fault, 2 usage, 130 interrupted.
 Why: the only place that turns an error into an exit code. Flags, defaults and help come from the options class of each
 command, so that they cannot differ from the API's. Heavy modules are imported by the commands, so `--help` is quick.
 """
@@ -194,8 +194,8 @@ def demo(options: Any) -> None:
     answers = [prediction for _, prediction in result.predictions]
     out.print(_tabulate_predictions(answers, shows=[label for label, _ in result.predictions]))
     out.print(
-        "The last photo shows no fruit: every recogniser answers with the class that comes nearest. Look at its score.\n",
-        style="dim",
+        "The last photo shows no fruit: every recogniser answers with the class that comes nearest. Look at its
+        score.\n", style="dim",
     )
     _print_places(
         out,

@@ -72,7 +72,8 @@ class Engine:
             core = ov.Core()
             self._compiled = core.compile_model(core.read_model(network), "CPU", settings)
         except RuntimeError as error:
-            raise BackboneError(f"OpenVINO cannot compile {network}: {str(error).splitlines()[0]}") from error
+            reason = str(error).strip().splitlines()[-1]  # the lines before it name places in OpenVINO's own source
+            raise BackboneError(f"OpenVINO cannot compile {network}: {reason}") from error
         self.outputs = tuple(port.get_any_name() for port in self._compiled.outputs)
 
     def run(self, pixels: NDArray[np.uint8]) -> Mapping[str, NDArray[np.float32]]:

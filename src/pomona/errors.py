@@ -1,6 +1,7 @@
 """Everything that Pomona raises on purpose.
 
-In: what was wanted, where, what was found. Out: one exception class per kind of fault, with a message a user can act on.
+In: what was wanted, where, what was found. Out: one exception class per kind of fault, with a message a user can act
+on.
 Why: only the edge (`cli`) turns an error into an exit code, so every layer below raises one of these::
 
     PomonaError

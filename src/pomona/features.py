@@ -2,8 +2,8 @@
 
 In: a dataset and a backbone. Out: a float32 vector per usable photo, and the photos that could not be used.
 Why: the network pass is the only slow step, so its result is kept per photo content. The cache is one SQLite file per
-key (weights, preprocessing, cuts, precision, format number): a crash loses at most the batch in flight, several processes may
-share it, and another key never reads it. A vector that does not match its checksum is computed again.
+key (weights, preprocessing, cuts, precision, format number): a crash loses at most the batch in flight, several
+processes may share it, and another key never reads it. A vector that does not match its checksum is computed again.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from pomona.backbone import load_network
 from pomona.dataset import Skipped
 from pomona.engine import Engine
 from pomona.errors import DataError, PhotoError, StorageError
-from pomona.files import cache_folder, make_folder
+from pomona.files import cache_folder, hash_bytes, make_folder, storage_errors
 from pomona.photo import decode_photo, read_photo_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -52,7 +52,7 @@ class Vectors:
     errors : dict of int to PhotoError
         Photo number to its error.
     n_computed, n_cached : int
-        Photos that went through the network, and that came from the cache.
+        Contents that went through the network, and photos that came from the cache.
     """
 
     values: NDArray[np.float32]
@@ -125,7 +125,9 @@ def extract_features(
     photos = dataset.photos
 
     def load_photo(i: int) -> NDArray[np.uint8]:
-        return decode_photo(read_photo_bytes(photos[i].path))
+        data = read_photo_bytes(photos[i].path)
+        check_unchanged(data, photos[i].sha256)
+        return decode_photo(data)
 
     vectors = extract_vectors([p.sha256 for p in photos], load_photo, backbone, n_workers=n_workers, on_photo=on_photo)
     usable = [i for i in range(len(photos)) if i not in vectors.errors]
@@ -137,6 +139,20 @@ def extract_features(
     clean = replace(dataset, photos=tuple(photos[i] for i in usable), skipped=dataset.skipped + skipped)
     values = vectors.values if len(usable) == len(photos) else vectors.values[usable]
     return Features(values, clean, vectors.n_computed, vectors.n_cached)
+
+
+def check_unchanged(data: bytes, sha256: str) -> None:
+    """Make sure that a photo still is what its hash was taken of: a cache keyed by content must not learn otherwise.
+
+    Raises
+    ------
+    PhotoError
+        If the content changed in between.
+    """
+    if hash_bytes(data) != sha256:
+        raise PhotoError(
+            "corrupt", f"wanted the content with sha256 {sha256}, got another: it changed since; run again"
+        )
 
 
 def extract_vectors(
@@ -175,31 +191,35 @@ def extract_vectors(
         missing = [digest for digest in rows_of if digest not in cache.found]
         n_done = n_cached = len(hashes) - sum(len(rows_of[digest]) for digest in missing)
         errors: dict[int, PhotoError] = {}
+        n_computed = 0
         if on_photo:
             on_photo(n_done, len(hashes))
-        for digest, outcome in _compute(missing, lambda d: load_photo(rows_of[d][0]), backbone, n_workers):
-            rows = rows_of[digest]
-            if isinstance(outcome, PhotoError):
-                errors.update(dict.fromkeys(rows, outcome))
-            else:
-                values[rows] = outcome
-                cache.write(digest, outcome)
-            n_done += len(rows)
-            if on_photo:
-                on_photo(n_done, len(hashes))
-    return Vectors(values, errors, len(missing), n_cached)
+        # Closed here, not when an exception lets go of it: no thread goes on decoding after an interrupt.
+        with closing(_compute(missing, lambda d: load_photo(rows_of[d][0]), backbone, n_workers)) as outcomes:
+            for digest, outcome in outcomes:
+                rows = rows_of[digest]
+                if isinstance(outcome, PhotoError):
+                    errors.update(dict.fromkeys(rows, outcome))
+                else:
+                    values[rows] = outcome
+                    cache.write(digest, outcome)
+                    n_computed += 1
+                n_done += len(rows)
+                if on_photo:
+                    on_photo(n_done, len(hashes))
+    return Vectors(values, errors, n_computed, n_cached)
 
 
 def _compute(
     digests: Sequence[str], load_photo: Callable[[str], NDArray[np.uint8]], backbone: Backbone, n_workers: int | None
-) -> Iterator[tuple[str, NDArray[np.float32] | PhotoError]]:
+) -> Generator[tuple[str, NDArray[np.float32] | PhotoError]]:
     if not digests:
         return
     engine = Engine(load_network(backbone), n_workers=n_workers)
     apply = backbone.preprocessing.apply
-    outcomes = engine.stream(len(digests), lambda i: apply(load_photo(digests[i])))
-    for digest, outcome in zip(digests, outcomes, strict=True):
-        yield digest, outcome if isinstance(outcome, PhotoError) else outcome["features"]
+    with closing(engine.stream(len(digests), lambda i: apply(load_photo(digests[i])))) as outcomes:
+        for digest, outcome in zip(digests, outcomes, strict=True):
+            yield digest, outcome if isinstance(outcome, PhotoError) else outcome["features"]
 
 
 class VectorCache:
@@ -217,23 +237,25 @@ class VectorCache:
 
     Notes
     -----
-    A file that is not a database any more is moved aside and a new one is begun; nothing is deleted.
+    A file that is not a whole database any more is moved aside and a new one is begun; nothing is deleted. Rows wait in
+    memory and are written in one short transaction, so that another process never waits for the lock while photos
+    are computed.
     """
 
     def __init__(self, backbone: Backbone) -> None:
         self.dim = backbone.dim
         self.found: set[str] = set()
-        self._n_waiting = 0
+        self._waiting: list[tuple[bytes, bytes, int]] = []
         self._committed_s = time.monotonic()
         folder = make_folder(cache_folder() / "features")
         self.path = folder / f"{backbone.slug}-{backbone.key[:16]}-{Engine.precision}-{FEATURES_FORMAT}.sqlite"
-        try:
-            self._connection = self._open()
-        except sqlite3.DatabaseError as error:
-            if isinstance(error, sqlite3.OperationalError):
-                raise StorageError(f"could not open the feature cache {self.path}: {error}") from error
-            _move_aside(self.path)
-            self._connection = self._open()
+        with self._storage_errors("open"):
+            try:
+                self._connection = self._open()
+            except sqlite3.DatabaseError as error:
+                _reraise_unless_damaged(error)
+                _move_aside(self.path)
+                self._connection = self._open()
 
     def _open(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, timeout=60)
@@ -253,11 +275,13 @@ class VectorCache:
             chunk = [bytes.fromhex(digest) for digest in digests[start : start + _ROWS_PER_QUERY]]
             marks = ",".join("?" * len(chunk))
             query = f"SELECT sha256, vector, crc FROM vectors WHERE sha256 IN ({marks})"  # noqa: S608 - only marks
-            try:
-                rows = self._connection.execute(query, chunk).fetchall()
-            except sqlite3.DatabaseError:
-                self._begin_anew()
-                return
+            with self._storage_errors("read"):
+                try:
+                    rows = self._connection.execute(query, chunk).fetchall()
+                except sqlite3.DatabaseError as error:
+                    _reraise_unless_damaged(error)
+                    self._begin_anew()
+                    return
             for key, blob, crc in rows:
                 if isinstance(blob, bytes) and len(blob) == self.dim * 4 and zlib.crc32(blob) == crc:
                     self.found.add(key.hex())
@@ -266,11 +290,8 @@ class VectorCache:
     def write(self, digest: str, vector: NDArray[np.float32]) -> None:
         """Keep a vector (D,); it is on disk after the next commit, at most 64 photos or 2 seconds later."""
         blob = np.ascontiguousarray(vector, np.float32).tobytes()
-        row = (bytes.fromhex(digest), blob, zlib.crc32(blob))
-        with self._storage_errors():
-            self._connection.execute("INSERT OR REPLACE INTO vectors VALUES (?, ?, ?)", row)
-        self._n_waiting += 1
-        if self._n_waiting >= _PHOTOS_PER_COMMIT or time.monotonic() - self._committed_s > _SECONDS_PER_COMMIT:
+        self._waiting.append((bytes.fromhex(digest), blob, zlib.crc32(blob)))
+        if len(self._waiting) >= _PHOTOS_PER_COMMIT or time.monotonic() - self._committed_s > _SECONDS_PER_COMMIT:
             self._commit()
 
     def close(self) -> None:
@@ -281,10 +302,24 @@ class VectorCache:
             self._connection.close()
 
     def _commit(self) -> None:
-        with self._storage_errors():
-            self._connection.commit()
-        self._n_waiting = 0
+        try:
+            with self._storage_errors("write"):
+                try:
+                    self._insert(self._waiting)
+                except sqlite3.DatabaseError as error:
+                    _reraise_unless_damaged(error)
+                    self._begin_anew()
+                    self._insert(self._waiting)
+        except StorageError:
+            self._waiting.clear()  # so that closing does not fail a second time
+            raise
+        self._waiting.clear()
         self._committed_s = time.monotonic()
+
+    def _insert(self, rows: Sequence[tuple[bytes, bytes, int]]) -> None:
+        if rows:
+            with self._connection:  # commits, or rolls back
+                self._connection.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?, ?)", rows)
 
     def _begin_anew(self) -> None:
         self._connection.close()
@@ -292,19 +327,25 @@ class VectorCache:
         self._connection = self._open()
 
     @contextmanager
-    def _storage_errors(self) -> Iterator[None]:
+    def _storage_errors(self, task: str) -> Iterator[None]:
         try:
             yield
         except sqlite3.DatabaseError as error:
-            raise StorageError(
-                f"could not write the feature cache {self.path}: {error}; free some space, or name another folder in POMONA_CACHE"
-            ) from error
+            advice = "free some space, or name another folder in POMONA_CACHE"
+            raise StorageError(f"could not {task} the feature cache {self.path}: {error}; {advice}") from error
+
+
+def _reraise_unless_damaged(error: sqlite3.DatabaseError) -> None:
+    """Let everything through that is not the file's content: a full disk, a lock, no permission."""
+    if isinstance(error, sqlite3.OperationalError):
+        raise error
 
 
 def _move_aside(path: Path) -> None:
     """Rename a database that cannot be read, with its journal, so that a new one can begin."""
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    for suffix in ("", "-wal", "-shm"):
-        part = path.with_name(path.name + suffix)
-        if part.exists():
-            part.replace(part.with_name(f"{part.name}.damaged-{stamp}"))
+    with storage_errors(f"move the damaged feature cache {path} aside"):
+        for suffix in ("", "-wal", "-shm"):
+            part = path.with_name(path.name + suffix)
+            if part.exists():
+                part.replace(part.with_name(f"{part.name}.damaged-{stamp}"))

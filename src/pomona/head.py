@@ -2,8 +2,8 @@
 
 In: features and labels, and a part to choose the L2 strength on. Out: a `Head`: weights, bias, and how it was chosen.
 Why: on frozen features a convex problem with one optimum, solved to convergence in a second, with nothing to tune but
-the strength. Features are standardised for the fit and the scaling is folded into the weights, so the head that is kept works
-on features as the network gives them.
+the strength. Features are standardised for the fit and the scaling is folded into the weights, so the head that is kept
+works on features as the network gives them.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """All that a run leaves for people and tools, in one folder.
 
-In: a `Run`, everything already computed. Out: the bundle, metrics.json, predictions.csv, confusion_matrix.png, results.csv,
-args.yaml, audit.csv and report.html.
-Why: the numbers a person reads, a spreadsheet opens and a script parses are written at one place from one source. Before
-the folder is put in place, the saved graph must repeat the probabilities that were measured.
+In: a `Run`, everything already computed. Out: the bundle, metrics.json, predictions.csv, confusion_matrix.png,
+results.csv, args.yaml, audit.csv and report.html.
+Why: the numbers a person reads, a spreadsheet opens and a script parses are written at one place from one source.
+Before the folder is put in place, the saved graph must repeat the probabilities that were measured.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ import io
 import json
 import platform
 import time
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,7 +27,8 @@ from pomona.photo import decode_photo, read_photo_bytes
 from pomona.report import ClassCount, FitRow, MistakeCard, ReportData, Stage, draw_confusion, write_report
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from pomona.dataset import Dataset, Photo
     from pomona.evaluation import Evaluation
     from pomona.head import Fit, Head
-    from pomona.training import TrainOptions
 
 _N_CARDS = 24
 _THUMBNAIL_PX = 240
@@ -51,8 +50,10 @@ class Run:
 
     Parameters
     ----------
-    options : TrainOptions
-        With every default filled in.
+    title : str
+        Heading of the report: the name of the data.
+    settings : mapping
+        Options by name, with every default filled in.
     backbone : Backbone
         The pretrained network.
     dataset : Dataset
@@ -73,7 +74,8 @@ class Run:
         What to know before trusting the numbers.
     """
 
-    options: TrainOptions
+    title: str
+    settings: Mapping[str, str | int | float | None]
     backbone: Backbone
     dataset: Dataset
     head: Head
@@ -152,7 +154,7 @@ def _list_provenance(run: Run) -> dict[str, str | int | float | bool | None]:
         "n_train": len(run.dataset.part("train").photos),
         "n_evaluated": run.evaluation.n,
         "accuracy": run.evaluation.accuracy.value,
-        "seed": run.options.seed,
+        **{f"option_{name}": value for name, value in run.settings.items()},
         "head": "logistic regression",
         "l2": run.head.l2,
     }
@@ -196,19 +198,14 @@ def _list_skipped(dataset: Dataset) -> str:
 
 def _list_settings(run: Run) -> str:
     """Settings as YAML; JSON strings are valid YAML scalars."""
-    return "".join(f"{name}: {json.dumps(value, ensure_ascii=False)}\n" for name, value in _settings(run).items())
-
-
-def _settings(run: Run) -> dict[str, str | int | float | None]:
-    values = {field.name: getattr(run.options, field.name) for field in fields(run.options)}
-    return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+    return "".join(f"{name}: {json.dumps(value, ensure_ascii=False)}\n" for name, value in run.settings.items())
 
 
 def _gather_report(run: Run, stages: Sequence[Stage], created: str) -> ReportData:
     from pomona import __version__
 
     return ReportData(
-        title=run.options.data.resolve().name or str(run.options.data),
+        title=run.title,
         evaluation=run.evaluation,
         evaluated_on=run.evaluated_on,
         class_counts=_count_classes(run),
@@ -216,7 +213,7 @@ def _gather_report(run: Run, stages: Sequence[Stage], created: str) -> ReportDat
         skipped=[(one.name, one.fault, one.detail) for one in run.dataset.skipped],
         notes=run.notes,
         stages=stages,
-        settings=_settings(run),
+        settings=run.settings,
         provenance={
             "Pomona": __version__,
             "Created": created,

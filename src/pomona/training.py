@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -78,6 +78,11 @@ class TrainOptions:
             raise OptionError(f"val-share: wanted a share between 0 and 1, got {self.val_share}")
         if self.workers is not None and self.workers < 1:
             raise OptionError(f"workers: wanted 1 or more, got {self.workers}")
+
+    def to_dict(self) -> dict[str, str | int | float | None]:
+        """Options by name, paths as text."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 
     def resolve(self) -> TrainOptions:
         """Copy with every default filled in."""
@@ -150,7 +155,8 @@ def train(options: TrainOptions, *, on_progress: Progress | None = None) -> Trai
         reported, probabilities, evaluation = _score_part(features, plan.report_on, head)
 
     run = Run(
-        options=options,
+        title=options.data.resolve().name or str(options.data),
+        settings=options.to_dict(),
         backbone=backbone,
         dataset=features.dataset,
         head=head,
@@ -247,7 +253,8 @@ def drop_empty_classes(features: Features) -> tuple[Features, tuple[str, ...]]:
     empty = [tree.names[c] for c in range(len(tree)) if not counts[c]]
     if len(kept) < 2:
         raise DataError(
-            f"{dataset.root}: wanted two classes with a usable photo to learn from, got {len(kept)}; without: {_name_some(empty)}"
+            f"{dataset.root}: wanted two classes with a usable photo to learn from, got {len(kept)}; "
+            f"without: {_name_some(empty)}"
         )
     number = {c: i for i, c in enumerate(kept)}
     smaller = ClassTree(tuple(tree.names[c] for c in kept), tuple(tree.paths[c] for c in kept))
@@ -349,7 +356,8 @@ def _check_output(output: Path | None) -> Path:
     assert output is not None  # `resolve` has filled it in
     if output.exists() and not (output / MANIFEST_NAME).is_file() and (not output.is_dir() or any(output.iterdir())):
         raise StorageError(
-            f"{output}: wanted a free place or an older run to replace, got something else there; choose another --output"
+            f"{output}: wanted a free place or an older run to replace, got something else there; "
+            "choose another --output"
         )
     return output
 
