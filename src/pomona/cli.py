@@ -114,7 +114,7 @@ def _guard(command: Callable[..., None]) -> Callable[..., None]:
             _fail("out of memory: close other programs, or use fewer --workers", EXIT_DATA)
         except (typer.Exit, typer.Abort):
             raise
-        except Exception as error:  # noqa: BLE001 - the edge: a user gets a line, a developer can ask for the rest
+        except Exception as error:  # the edge: a user gets a line, a developer can ask for the rest
             if os.environ.get("POMONA_TRACEBACK"):
                 raise
             name = type(error).__name__
@@ -150,7 +150,7 @@ def _with_flags(
 
 
 def list_flags(options_class: type[Any]) -> Mapping[str, tuple[Any, str, Any]]:
-    """Type, help and default of each field of an options class; a field without default has `inspect.Parameter.empty`."""
+    """Type, help and default of each field of an options class; `inspect.Parameter.empty` where it has none."""
     hints = get_type_hints(options_class, include_extras=True)
     defaults = {name: p.default for name, p in inspect.signature(options_class).parameters.items()}
     return {name: (*get_args(hints[name])[:2], default) for name, default in defaults.items()}
@@ -194,8 +194,8 @@ def demo(options: Any) -> None:
     answers = [prediction for _, prediction in result.predictions]
     out.print(_tabulate_predictions(answers, shows=[label for label, _ in result.predictions]))
     out.print(
-        "The last photo shows no fruit: every recogniser answers with the class that comes nearest. Look at its
-        score.\n", style="dim",
+        "The last photo shows no fruit, and the answer is the class that comes nearest: look at its score.\n",
+        style="dim",
     )
     _print_places(
         out,

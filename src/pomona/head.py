@@ -91,8 +91,9 @@ def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     >>> softmax(np.zeros((1, 4), np.float32)).tolist()
     [[0.25, 0.25, 0.25, 0.25]]
     """
-    shifted: NDArray[np.float32] = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return shifted / shifted.sum(axis=1, keepdims=True)
+    shares = np.exp(logits - logits.max(axis=1, keepdims=True))
+    shares /= shares.sum(axis=1, keepdims=True)
+    return np.asarray(shares)
 
 
 def fit_head(
@@ -220,7 +221,7 @@ class _Problem:
         self.path: dict[float, NDArray[np.float32]] = {}
 
     def solve(self, l2: float, tolerance: float) -> int:
-        """Go on from the current solution until the loss falls by less than `tolerance` a step; returns the evaluations."""
+        """Go on from the current solution until a step gains less than `tolerance`; returns the evaluations."""
         loss, self.solution, n_evaluations = minimise(lambda point: self.evaluate(point, l2), self.solution, tolerance)
         if not np.isfinite(loss):
             raise FitError(f"the fit at L2 strength {l2:g} did not stay finite; compute the features again")

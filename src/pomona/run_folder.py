@@ -143,8 +143,8 @@ def _repeat_predictions(bundle: Bundle, run: Run) -> None:
     difference = float(np.abs(repeated[whole] - measured[whole]).max(initial=0))
     if not difference <= _TOLERANCE:
         raise BundleError(
-            f"the saved graph does not repeat what was measured: wanted probabilities within {_TOLERANCE}, got {difference:.2g} "
-            "apart; clear the cache folder and train again"
+            f"the saved graph does not repeat what was measured: wanted probabilities within {_TOLERANCE}, "
+            f"got {difference:.2g} apart; clear the cache folder and train again"
         )
 
 
