@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from pomona.training import TrainResult
 
 
 @pytest.fixture(scope="session")
@@ -21,3 +25,21 @@ def shared() -> Path:
 def _private_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Keep the tests out of the user's cache, and let them share one."""
     os.environ["POMONA_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tree of rendered photos, 8 each of Banana, Orange and Lemon, the last two under Citrus; not to be changed."""
+    from pomona.samples import KINDS, SampleOptions, write_samples
+
+    folder = tmp_path_factory.mktemp("rendered") / "fruit"
+    write_samples(folder, SampleOptions(n_per_kind=8, kinds=KINDS[2:5], size_px=72, n_workers=1))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained(rendered: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
+    """A run on these photos; not to be changed."""
+    from pomona.training import TrainOptions, train
+
+    return train(TrainOptions(data=rendered, output=tmp_path_factory.mktemp("trained") / "run", imgsz=64))

@@ -330,10 +330,10 @@ def build_network(backbone: Backbone, module: Any) -> bytes:
             stages.append(x)  # a block that changes shape opens a new stage
         x = _write_block(graph, block, x)
     stages = [*stages[1:], x, graph.convolve(x, module._conv_head, module._bn1, activate=True)]
-    tensors = dict(zip((cut.name for cut in backbone.cuts), stages, strict=True))
-    pooled = [
-        graph.add("ReduceMean", [tensors[n], graph.constant(np.array([2, 3]))], keepdims=0) for n in backbone.pooled
-    ]
+    for tensor, cut in zip(stages, backbone.cuts, strict=True):
+        graph.rename(tensor, cut.name)
+    axes = graph.constant(np.array([2, 3]))
+    pooled = [graph.add("ReduceMean", [name, axes], keepdims=0) for name in backbone.pooled]
     graph.add("Concat", pooled, name="features", axis=1)
     size = preprocessing.size_px
     return graph.to_bytes(("pixels", ("N", size, size, 3)), ("features", ("N", backbone.dim)))
@@ -371,6 +371,12 @@ class _GraphWriter:
         output = name or f"{kind.lower()}{len(self.nodes)}"
         self.nodes.append(helper.make_node(kind, list(inputs), [output], name=output, **attributes))
         return output
+
+    def rename(self, tensor: str, name: str) -> None:
+        """Give a tensor another name wherever it stands."""
+        for node in self.nodes:
+            for names in (node.input, node.output):
+                names[:] = [name if known == tensor else known for known in names]
 
     def convolve(self, x: str, convolution: Any, norm: Any, *, activate: bool) -> str:
         """Add a convolution with its batch norm folded in, then ReLU6 where wanted."""

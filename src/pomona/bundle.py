@@ -412,8 +412,11 @@ def build_model(network: Path, head: Head) -> bytes:
     bytes
         ONNX model with the outputs ``probabilities`` (N, C) and ``features`` (N, D).
     """
-    import onnx
-    from onnx import TensorProto, helper, numpy_helper
+    try:
+        import onnx
+        from onnx import TensorProto, helper, numpy_helper
+    except ImportError as error:
+        raise MissingPackageError("onnx", "train", "to write a bundle") from error
 
     model = onnx.load(network)
     n_classes = len(head.bias)
@@ -454,6 +457,8 @@ def load_bundle(folder: str | Path, *, n_workers: int | None = None) -> Bundle:
     """
     folder = Path(folder)
     manifest = parse_manifest(folder)
+    if missing := {MODEL_NAME, HEAD_NAME} - manifest.files.keys():
+        raise BundleDamagedError(f"{folder / MANIFEST_NAME} is damaged: files: it does not name {min(missing)}")
     for name, wanted in manifest.files.items():
         path = folder / name
         try:
@@ -480,7 +485,7 @@ def parse_manifest(folder: Path) -> Manifest:
         ) from error
     except OSError as error:
         raise BundleError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:  # broken JSON or broken UTF-8
+    except (ValueError, RecursionError) as error:  # broken JSON, broken UTF-8, brackets without end
         raise BundleDamagedError(f"{path} is damaged: wanted JSON, got: {error}") from error
     number = content.get("format") if isinstance(content, dict) else None
     if not isinstance(number, int) or isinstance(number, bool) or number < 1:

@@ -16,7 +16,7 @@ import numpy as np
 from pomona.backbone import Backbone, BackboneName, find_backbone
 from pomona.dataset import iter_folds
 from pomona.errors import DataError, MissingPackageError, PhotoError
-from pomona.features import extract_vectors
+from pomona.features import check_unchanged, extract_vectors
 from pomona.files import hash_bytes
 from pomona.head import STRENGTHS, fit_head
 from pomona.photo import decode_photo, read_photo_bytes
@@ -104,13 +104,16 @@ class PomonaClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         PhotoError
             If a photo cannot be used.
         """
+        photos = _list_photos(X)
         targets = np.asarray(y)
-        if targets.ndim != 1 or len(X) != len(targets):
-            raise DataError(f"wanted a label for each photo, got {len(X)} photos and labels of shape {targets.shape}")
+        if targets.ndim != 1 or len(photos) != len(targets):
+            raise DataError(
+                f"wanted a label for each photo, got {len(photos)} photos and labels of shape {targets.shape}"
+            )
         self.classes_, labels = np.unique(targets, return_inverse=True)
         if len(self.classes_) < 2:
             raise DataError(f"wanted two classes or more, got {len(self.classes_)}")
-        vectors, hashes = self._embed(X)
+        vectors, hashes = self._embed(photos)
         strengths = STRENGTHS if self.l2 is None else (self.l2,)
         folds = [] if self.l2 is not None else self._list_folds(labels, hashes)
         self.head_, _ = fit_head(vectors, labels, len(self.classes_), folds, strengths=strengths)
@@ -123,7 +126,7 @@ class PomonaClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         from sklearn.utils.validation import check_is_fitted
 
         check_is_fitted(self)
-        return self.head_.predict_proba(self._embed(X)[0])
+        return self.head_.predict_proba(self._embed(_list_photos(X))[0])
 
     def predict(self, X: Sequence[Any] | NDArray[Any]) -> NDArray[Any]:
         """Most probable label of each photo, (N,)."""
@@ -135,13 +138,14 @@ class PomonaClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     ) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
         n_folds = min(_N_FOLDS, len(np.unique(hashes)))
         folds = iter_folds(labels, hashes, n_folds=n_folds, seed=self.seed) if n_folds > 1 else iter(())
-        return [(rows, held_out) for rows, held_out in folds if len(np.unique(labels[rows])) == len(self.classes_)]
+        usable = [(rows, held_out) for rows, held_out in folds if len(np.unique(labels[rows])) == len(self.classes_)]
+        return usable if len(usable) > 1 else []  # of a single pair, only the first part would be fitted on
 
-    def _embed(self, X: Sequence[Any] | NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.str_]]:
+    def _embed(self, photos: Sequence[Any]) -> tuple[NDArray[np.float32], NDArray[np.str_]]:
         """Features (N, D) and content hashes (N,) of photos."""
         backbone: Backbone = find_backbone(self.backbone, size_px=self.imgsz)
-        hashes = [_hash_photo(photo, i) for i, photo in enumerate(X)]
-        vectors = extract_vectors(hashes, lambda i: _load_photo(X[i]), backbone, n_workers=self.workers)
+        hashes = [_hash_photo(photo, i) for i, photo in enumerate(photos)]
+        vectors = extract_vectors(hashes, lambda i: _load_photo(photos[i], hashes[i]), backbone, n_workers=self.workers)
         for i, error in sorted(vectors.errors.items()):
             raise PhotoError(error.fault, f"photo {i}: {error}")
         return vectors.values, np.array(hashes)
@@ -153,6 +157,13 @@ class PomonaClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         tags.input_tags.two_d_array = False
         tags.input_tags.three_d_array = True
         return tags
+
+
+def _list_photos(X: Sequence[Any] | NDArray[Any]) -> list[Any]:
+    """List photos by position: a column of a table may number its rows otherwise."""
+    if isinstance(X, (str, Path)):
+        raise DataError(f"wanted a sequence of photos, got one path: put it in a list: [{str(X)!r}]")
+    return list(X)
 
 
 def _hash_photo(photo: Any, row: int) -> str:
@@ -167,7 +178,9 @@ def _hash_photo(photo: Any, row: int) -> str:
     return hash_bytes(repr(array.shape).encode() + np.ascontiguousarray(array).tobytes())
 
 
-def _load_photo(photo: Any) -> NDArray[np.uint8]:
+def _load_photo(photo: Any, sha256: str) -> NDArray[np.uint8]:
     if isinstance(photo, (str, Path)):
-        return decode_photo(read_photo_bytes(Path(photo)))
+        data = read_photo_bytes(Path(photo))
+        check_unchanged(data, sha256)
+        return decode_photo(data)
     return np.ascontiguousarray(photo)

@@ -62,8 +62,13 @@ def run() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # odd file names must not end the run
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(errors="surrogateescape")  # as file names that are no text are read elsewhere
     asked = next((argument for argument in sys.argv[1:] if not argument.startswith("-")), "")
-    build_app(asked)(prog_name="pomona")
+    try:
+        build_app(asked)(prog_name="pomona")
+    except KeyboardInterrupt:  # before a command began, while its modules are loaded
+        sys.exit(EXIT_INTERRUPTED)
 
 
 def build_app(asked: str | None = None) -> typer.Typer:
@@ -108,8 +113,12 @@ def _guard(command: Callable[..., None]) -> Callable[..., None]:
         except KeyboardInterrupt:
             _fail("interrupted; features computed so far are kept", EXIT_INTERRUPTED)
         except BrokenPipeError:  # the reader of stdout has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _silence_stdout()
             raise typer.Exit(0) from None
+        except OSError as error:  # stdout, on a full disk: the steps below turn their own into a StorageError
+            _silence_stdout()
+            place = error.filename or "the result"
+            _fail(f"could not read or write {place}: {error.strerror or error}", EXIT_DATA)
         except MemoryError:
             _fail("out of memory: close other programs, or use fewer --workers", EXIT_DATA)
         except (typer.Exit, typer.Abort):
@@ -121,6 +130,11 @@ def _guard(command: Callable[..., None]) -> Callable[..., None]:
             _fail(f"unexpected {name}: {error} (a fault in Pomona; POMONA_TRACEBACK=1 shows where)", EXIT_DATA)
 
     return guarded
+
+
+def _silence_stdout() -> None:
+    """Let what stdout still holds go nowhere, so that the exit does not fail a second time."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str, code: int) -> None:
@@ -274,7 +288,7 @@ def predict(
 
     if as_json and as_csv:
         raise OptionError("wanted --json or --csv, got both")
-    listed = [line for item in photos for line in (sys.stdin.read().splitlines() if item == "-" else [item]) if line]
+    listed = [path for item in photos for path in (_read_lines() if item == "-" else [item]) if path]
     paths = find_photos(listed)
     bundle = load_bundle(run, n_workers=workers)
     answers = []
@@ -290,6 +304,11 @@ def predict(
         _console(sys.stdout).print(_tabulate_predictions(answers))
     if not any(answer.label for answer in answers):
         _fail(f"none of {len(answers)} photos could be used" if answers else "no photo found there", EXIT_DATA)
+
+
+def _read_lines() -> list[str]:
+    """Paths from stdin; split at newlines alone, since a file name may hold any other sign."""
+    return [line.removesuffix("\r") for line in sys.stdin.read().split("\n")]
 
 
 def fetch(
@@ -468,7 +487,9 @@ def _print_places(out: Console, places: Mapping[str, Path]) -> None:
 
 
 def _print_json(content: Any) -> None:
-    typer.echo(json.dumps(content, indent=2, ensure_ascii=False))
+    # An encoding that lacks a sign would write it in Python's way, which is no JSON.
+    as_ascii = (sys.stdout.encoding or "").lower().replace("-", "") != "utf8"
+    typer.echo(json.dumps(content, indent=2, ensure_ascii=as_ascii))
 
 
 def _print_csv(answers: Sequence[Prediction]) -> None:
@@ -479,3 +500,4 @@ def _print_csv(answers: Sequence[Prediction]) -> None:
     for answer in answers:
         score = "" if answer.score is None else f"{answer.score:.6f}"
         writer.writerow((answer.file, answer.label or "", score, answer.error or ""))
+    sys.stdout.flush()  # a full disk or a closed pipe shows here, and not after the exit code is settled

@@ -6,12 +6,13 @@ Why: a new user sees everything work in a minute with no photos, no labels and n
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from pomona.errors import OptionError
-from pomona.files import new_folder, storage_errors
+from pomona.files import make_folder, write_atomic
 from pomona.samples import KINDS, SampleOptions, render_other, render_photo, write_samples
 from pomona.training import TrainOptions, train
 
@@ -113,7 +114,10 @@ def _render_new(folder: Path, seed: int) -> list[tuple[str, Path]]:
     by_name = {kind.name: kind for kind in KINDS}
     pictures = [(name, render_photo(by_name[name], seed=_NEW_SEED + seed + i)) for i, name in enumerate(_SHOWN)]
     pictures.append(("not a fruit", render_other(seed=_NEW_SEED + seed)))
-    with new_folder(folder) as staging, storage_errors(f"write the new photos into {folder}"):
-        for i, (_, picture) in enumerate(pictures, start=1):
-            Image.fromarray(picture).save(staging / f"new-{i}.jpg", quality=90)
-    return [(label, folder / f"new-{i}.jpg") for i, (label, _) in enumerate(pictures, start=1)]
+    make_folder(folder)  # not replaced as a whole: people try the demo with photos that they put here
+    shown = [(label, folder / f"new-{i}.jpg") for i, (label, _) in enumerate(pictures, start=1)]
+    for (_, path), (_, picture) in zip(shown, pictures, strict=True):
+        content = io.BytesIO()
+        Image.fromarray(picture).save(content, "JPEG", quality=90)
+        write_atomic(path, content.getvalue())
+    return shown

@@ -19,13 +19,15 @@ import numpy as np
 from pomona.errors import BackboneError, OptionError, PhotoError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Generator, Mapping
     from pathlib import Path
 
+    import openvino as ov
     from numpy.typing import NDArray
 
 Precision = Literal["f32"]
 
+_FIRST_USE = threading.Lock()
 _PHOTOS_AHEAD = 8  # photos under way or done per worker: enough to ride out a slow one, little memory
 
 
@@ -75,6 +77,21 @@ class Engine:
             reason = str(error).strip().splitlines()[-1]  # the lines before it name places in OpenVINO's own source
             raise BackboneError(f"OpenVINO cannot compile {network}: {reason}") from error
         self.outputs = tuple(port.get_any_name() for port in self._compiled.outputs)
+        self._compute_once()
+
+    def _compute_once(self) -> None:
+        """Compute one black photo in this thread alone, before there are others.
+
+        The first array that OpenVINO 2026.4 takes or gives in a process makes its binding look NumPy up, once, under a
+        C++ guard. A thread that comes to the guard meanwhile waits there and holds the interpreter's lock, which the
+        first one needs to go on: about one process in six stood still for ever.
+        """
+        shape = [n.get_length() for n in list(self._compiled.input(0).partial_shape)[1:]]
+        with _FIRST_USE:
+            request = self._compiled.create_infer_request()
+            request.infer({0: np.zeros((1, *shape), np.uint8)}, share_inputs=True)
+            for name in self.outputs:
+                request.get_tensor(name).data.copy()
 
     def run(self, pixels: NDArray[np.uint8]) -> Mapping[str, NDArray[np.float32]]:
         """Compute one batch and wait for it.
@@ -98,7 +115,7 @@ class Engine:
 
     def stream(
         self, n_photos: int, load_pixels: Callable[[int], NDArray[np.uint8]]
-    ) -> Iterator[Mapping[str, NDArray[np.float32]] | PhotoError]:
+    ) -> Generator[Mapping[str, NDArray[np.float32]] | PhotoError]:
         """Compute many photos; memory does not grow with their number.
 
         Each thread decodes a photo and then runs it, so that one photo's decoding overlaps another's network; there is
@@ -127,8 +144,7 @@ class Engine:
                 return error
             if not hasattr(own, "request"):
                 own.request = self._compiled.create_infer_request()
-            own.request.infer({0: pixels[None]}, share_inputs=True)
-            return {name: own.request.get_tensor(name).data[0].copy() for name in self.outputs}
+            return self._infer(own.request, pixels[None])
 
         waiting: collections.deque[Future[Mapping[str, NDArray[np.float32]] | PhotoError]] = collections.deque()
         with ThreadPoolExecutor(self.n_workers + 1, thread_name_prefix="pomona-engine") as pool:

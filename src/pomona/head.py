@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pomona.errors import FitError
+from pomona.errors import FitError, OptionError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -25,10 +25,8 @@ if TYPE_CHECKING:
 STRENGTHS: tuple[float, ...] = (0.1, 0.03, 0.01, 0.003, 0.001)
 """L2 strengths tried, strongest first, as the weight of half the squared norm beside the mean log loss."""
 
-_ROUGH, _FINE = (
-    1e-4,
-    1e-6,
-)  # relative decrease of the loss at which a fit ends: along the path, and for the head that is kept
+# Relative decrease of the loss at which a fit ends: along the path, and for the head that is kept.
+_ROUGH, _FINE = 1e-4, 1e-6
 
 
 @dataclass(frozen=True)
@@ -120,7 +118,7 @@ def fit_head(
         pair where there is one pair (train and validation part), on all rows where there are several (cross-validation)
         or none (the middle strength is taken).
     strengths : sequence of float
-        Strengths to try.
+        Strengths to try, 0 or more, in any order.
     on_step : callable, optional
         Called after each strength of each fold.
 
@@ -131,12 +129,15 @@ def fit_head(
 
     Raises
     ------
+    OptionError
+        If there is no strength, or one is negative or not finite.
     FitError
-        If features are not finite, or a class has no row to be fitted on.
+        If features are not finite, a label is out of range, or a class has no row to be fitted on.
     """
-    _check(vectors, labels, n_classes)
+    ordered = _order_strengths(strengths)
     pairs = list(folds)
-    ordered = sorted(strengths, reverse=True)
+    rows = pairs[0][0] if len(pairs) == 1 else np.arange(len(labels))
+    _check(vectors, labels, n_classes, rows)
     tried: tuple[Fit, ...] = ()
     best = ordered[len(ordered) // 2]
     problem: _Problem | None = None
@@ -148,14 +149,19 @@ def fit_head(
         tried = tuple(_average(fits) for fits in zip(*paths, strict=True))
         best = min(tried, key=lambda fit: fit.log_loss).l2
     if problem is None or len(pairs) > 1:
-        rows = pairs[0][0] if len(pairs) == 1 else np.arange(len(labels))
         problem = _Problem(vectors[rows], labels[rows], n_classes)
     problem.start_near(best)
     problem.solve(best, _FINE)
     return problem.to_head(best), tried
 
 
-def _check(vectors: NDArray[np.float32], labels: NDArray[np.intp], n_classes: int) -> None:
+def _order_strengths(strengths: Sequence[float]) -> list[float]:
+    if not strengths or not all(0 <= l2 < np.inf for l2 in strengths):
+        raise OptionError(f"l2: wanted one strength or more, each a finite number from 0, got {list(strengths)}")
+    return sorted(strengths, reverse=True)
+
+
+def _check(vectors: NDArray[np.float32], labels: NDArray[np.intp], n_classes: int, rows: NDArray[np.intp]) -> None:
     if vectors.ndim != 2 or labels.shape != vectors.shape[:1]:
         raise FitError(f"wanted features (N, D) and labels (N,), got {vectors.shape} and {labels.shape}")
     if n_classes < 2:
@@ -163,7 +169,9 @@ def _check(vectors: NDArray[np.float32], labels: NDArray[np.intp], n_classes: in
     if not np.isfinite(vectors).all():
         bad = int((~np.isfinite(vectors).all(axis=1)).sum())
         raise FitError(f"wanted finite features, got {bad} photos with NaN or infinity; compute the features again")
-    empty = np.flatnonzero(np.bincount(labels, minlength=n_classes) == 0)
+    if len(labels) and not 0 <= labels.min() <= labels.max() < n_classes:
+        raise FitError(f"wanted labels from 0 to {n_classes - 1}, got {labels.min()} to {labels.max()}")
+    empty = np.flatnonzero(np.bincount(labels[rows], minlength=n_classes) == 0)
     if len(empty):
         raise FitError(
             f"wanted a photo of each class to fit on, got none of {len(empty)} classes, the first number {empty[0]}"
@@ -211,10 +219,13 @@ class _Problem:
     """
 
     def __init__(self, vectors: NDArray[np.float32], labels: NDArray[np.intp], n_classes: int) -> None:
-        self.mean = vectors.mean(axis=0)
-        deviation = vectors.std(axis=0)
-        self.gain = np.where(deviation > 1e-6, 1 / np.maximum(deviation, 1e-6), 0).astype(np.float32)
-        self.x = (vectors - self.mean) * self.gain
+        # Sums over rows in float64: in float32 a constant column gets a deviation of rounding errors, and a huge gain.
+        self.mean = vectors.mean(axis=0, dtype=np.float64).astype(np.float32)
+        self.x = vectors - self.mean
+        deviation = np.sqrt(np.einsum("nd,nd->d", self.x, self.x, dtype=np.float64) / len(labels))
+        varies = deviation > 1e-6 * np.abs(self.mean)
+        self.gain = np.divide(1, deviation, out=np.zeros_like(deviation), where=varies).astype(np.float32)
+        self.x *= self.gain
         self.labels = labels
         self.n_classes = n_classes
         self.solution = np.zeros((vectors.shape[1] + 1) * n_classes, np.float32)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pomona.bundle import write_bundle
+from pomona.bundle import HEAD_NAME, MANIFEST_NAME, MODEL_NAME, write_bundle
 from pomona.errors import BundleError, PhotoError
 from pomona.evaluation import mistakes
 from pomona.files import write_atomic
@@ -37,6 +37,22 @@ if TYPE_CHECKING:
     from pomona.dataset import Dataset, Photo
     from pomona.evaluation import Evaluation
     from pomona.head import Fit, Head
+
+RUN_FILES = frozenset(
+    {
+        MANIFEST_NAME,
+        MODEL_NAME,
+        HEAD_NAME,
+        "metrics.json",
+        "predictions.csv",
+        "confusion_matrix.png",
+        "results.csv",
+        "args.yaml",
+        "audit.csv",
+        "report.html",
+    }
+)
+"""All that `write_run` writes; what else lies in a run folder is not ours."""
 
 _N_CARDS = 24
 _THUMBNAIL_PX = 240

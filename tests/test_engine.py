@@ -1,0 +1,187 @@
+"""A stream keeps its order, its photos apart, its promises on memory, and ends when it is told to."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from pomona.backbone import find_backbone, load_network
+from pomona.engine import Engine, count_cpus
+from pomona.errors import BackboneError, OptionError, PhotoError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+SIZE_PX = 64
+N_PHOTOS = 50
+
+
+@pytest.fixture(scope="module")
+def network() -> Path:
+    return load_network(find_backbone("lite0", size_px=SIZE_PX))
+
+
+@pytest.fixture(scope="module")
+def engine(network: Path) -> Engine:
+    return Engine(network, n_workers=2)
+
+
+@pytest.fixture(scope="module")
+def pixels() -> NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, 256, (N_PHOTOS, SIZE_PX, SIZE_PX, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def alone(engine: Engine, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Features of each photo, run one at a time."""
+    return np.concatenate([engine.run(photo[None])["features"] for photo in pixels])
+
+
+def list_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("pomona-engine")]
+
+
+@pytest.mark.parametrize("n_workers", [1, 2, 5])
+def test_a_photo_alone_equals_the_same_photo_in_a_stream(
+    network: Path, pixels: NDArray[np.uint8], alone: NDArray[np.float32], n_workers: int
+) -> None:
+    assert len(np.unique(alone, axis=0)) == N_PHOTOS
+    engine = Engine(network, n_workers=n_workers)
+    assert engine.n_workers == n_workers
+    assert engine.outputs == ("features",)
+    np.testing.assert_array_equal(engine.run(pixels)["features"], alone)
+
+
+def test_outputs_come_in_order_when_photos_are_ready_in_another(
+    engine: Engine, pixels: NDArray[np.uint8], alone: NDArray[np.float32]
+) -> None:
+    delays_s = np.random.default_rng(1).permutation(N_PHOTOS) * 4e-4
+
+    def load_slowly(i: int) -> NDArray[np.uint8]:
+        time.sleep(delays_s[i])
+        return pixels[i]
+
+    for i, outputs in enumerate(engine.stream(N_PHOTOS, load_slowly)):
+        assert not isinstance(outputs, PhotoError)
+        np.testing.assert_array_equal(outputs["features"], alone[i])
+    assert i == N_PHOTOS - 1
+
+
+def test_a_photo_error_stays_in_its_place(
+    engine: Engine, pixels: NDArray[np.uint8], alone: NDArray[np.float32]
+) -> None:
+    bad = {0, 7, 8, N_PHOTOS - 1}
+
+    def load_pixels(i: int) -> NDArray[np.uint8]:
+        if i in bad:
+            raise PhotoError("corrupt", f"photo {i}")
+        return pixels[i]
+
+    for i, outputs in enumerate(engine.stream(N_PHOTOS, load_pixels)):
+        if i in bad:
+            assert isinstance(outputs, PhotoError)
+            assert str(outputs) == f"photo {i}"
+        else:
+            assert not isinstance(outputs, PhotoError)
+            np.testing.assert_array_equal(outputs["features"], alone[i])
+
+
+def test_outputs_are_not_views_that_the_next_photo_writes_over(engine: Engine, pixels: NDArray[np.uint8]) -> None:
+    kept = [outputs for outputs in engine.stream(20, pixels.__getitem__) if not isinstance(outputs, PhotoError)]
+    assert len(np.unique([outputs["features"] for outputs in kept], axis=0)) == 20
+
+
+def test_memory_order_and_read_only_pixels_do_not_matter(
+    engine: Engine, pixels: NDArray[np.uint8], alone: NDArray[np.float32]
+) -> None:
+    frozen = pixels[0].copy()
+    frozen.flags.writeable = False
+    odd = [frozen, np.asfortranarray(pixels[0]), pixels[0][::-1].copy()[::-1]]
+    for outputs in engine.stream(len(odd), odd.__getitem__):
+        assert not isinstance(outputs, PhotoError)
+        np.testing.assert_array_equal(outputs["features"], alone[0])
+
+
+def test_no_photos_give_no_rows(engine: Engine) -> None:
+    assert list(engine.stream(0, lambda _i: pytest.fail("nothing to load"))) == []
+    assert engine.run(np.empty((0, SIZE_PX, SIZE_PX, 3), np.uint8))["features"].shape == (0, 1904)
+
+
+def test_another_error_comes_through_and_ends_the_stream(engine: Engine, pixels: NDArray[np.uint8]) -> None:
+    def load_pixels(i: int) -> NDArray[np.uint8]:
+        if i == 9:
+            raise MemoryError("no more")
+        return pixels[i]
+
+    n_outputs = 0
+    with pytest.raises(MemoryError, match="no more"):
+        for _ in engine.stream(N_PHOTOS, load_pixels):
+            n_outputs += 1
+    assert n_outputs == 9
+    assert list_threads() == []
+
+
+def test_few_photos_are_loaded_ahead_and_a_close_ends_it(engine: Engine, pixels: NDArray[np.uint8]) -> None:
+    loaded: list[int] = []
+
+    def load_slowly(i: int) -> NDArray[np.uint8]:
+        loaded.append(i)
+        time.sleep(0.01)
+        return pixels[i % N_PHOTOS]
+
+    stream = engine.stream(1_000_000, load_slowly)
+    next(stream)
+    time.sleep(0.3)  # time enough to load everything that it wants ahead
+    assert len(loaded) <= 2 + engine.n_workers * 8
+    assert list_threads()
+    started_s = time.monotonic()
+    stream.close()
+    assert time.monotonic() - started_s < 0.5
+    n_loaded = len(loaded)
+    time.sleep(0.05)
+    assert len(loaded) == n_loaded
+    assert list_threads() == []
+
+
+def test_engines_come_and_go_without_a_deadlock(network: Path) -> None:
+    script = (
+        "import sys; from pathlib import Path; import numpy as np; from pomona.engine import Engine\n"
+        "pixels = np.zeros((64, 64, 3), np.uint8)\n"
+        "for i in range(30):\n"
+        "    stream = Engine(Path(sys.argv[1]), n_workers=2).stream(1000, lambda _i: pixels)\n"
+        "    for _ in range(i % 4):\n"
+        "        next(stream)\n"
+        "    stream.close() if i % 2 else None\n"
+        "    del stream\n"
+        "print('done')\n"
+    )
+    command = [sys.executable, "-c", script, str(network)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout == "done\n"
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", None, "half"], ids=["empty", "garbage", "missing", "half"])
+def test_a_broken_network_is_a_backbone_error(network: Path, tmp_path: Path, content: bytes | str | None) -> None:
+    broken = tmp_path / "broken.onnx"
+    if content is not None:
+        broken.write_bytes(network.read_bytes()[:5_000_000] if isinstance(content, str) else content)
+    with pytest.raises(BackboneError, match=r"cannot compile .*broken\.onnx: (Unable|Model can't|onnx: Could not)"):
+        Engine(broken)
+
+
+@pytest.mark.parametrize("n_workers", [0, -1])
+def test_no_workers_are_an_option_error(network: Path, n_workers: int) -> None:
+    with pytest.raises(OptionError, match=f"workers: wanted 1 or more, got {n_workers}"):
+        Engine(network, n_workers=n_workers)
+
+
+def test_every_core_is_used_where_nothing_is_said(network: Path) -> None:
+    assert 1 <= Engine(network).n_workers == count_cpus()
