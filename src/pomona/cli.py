@@ -470,15 +470,29 @@ def _print_evaluation(out: Console, evaluation: Evaluation, evaluated_on: str) -
 def _tabulate_predictions(answers: Sequence[Prediction], *, shows: Sequence[str] = ()) -> Table:
     from rich.markup import escape
 
+    folder, names = _split_common_folder([answer.file for answer in answers])
     table = _table("Photo", *(["Shows"] if shows else []), "Answer", "Score", "Then")
+    if folder:
+        table.title, table.title_justify = escape(f"Photos in {folder}"), "left"
     for row, answer in enumerate(answers):
-        lead = [escape(answer.file), *([escape(shows[row])] if shows else [])]
+        lead = [escape(names[row]), *([escape(shows[row])] if shows else [])]
         if answer.error is not None:
             table.add_row(*lead, f"[red]error[/]: {escape(answer.error)}", "", "")
             continue
         rest = ", ".join(f"{escape(one.label)} {one.score:.1%}" for one in answer.top[1:3])
         table.add_row(*lead, f"[bold]{escape(answer.label or '')}[/]", f"{answer.score:.1%}", f"[dim]{rest}[/]")
     return table
+
+
+def _split_common_folder(files: Sequence[str]) -> tuple[str, list[str]]:
+    """Folder that all files lie in, and their names in it; no folder where there is none or a single file."""
+    parents = [Path(file).parent for file in files]
+    if len(files) < 2 or len({parent.is_absolute() for parent in parents}) > 1:
+        return "", list(files)
+    folder = os.path.commonpath(parents)
+    if folder in {"", os.curdir, Path(folder).anchor}:
+        return "", list(files)
+    return folder, [str(Path(file).relative_to(folder)) for file in files]
 
 
 def _print_places(out: Console, places: Mapping[str, Path]) -> None:

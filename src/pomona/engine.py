@@ -88,10 +88,11 @@ class Engine:
         """
         shape = [n.get_length() for n in list(self._compiled.input(0).partial_shape)[1:]]
         with _FIRST_USE:
-            request = self._compiled.create_infer_request()
-            request.infer({0: np.zeros((1, *shape), np.uint8)}, share_inputs=True)
-            for name in self.outputs:
-                request.get_tensor(name).data.copy()
+            self._infer(self._compiled.create_infer_request(), np.zeros((1, *shape), np.uint8))
+
+    def _infer(self, request: ov.InferRequest, pixels: NDArray[np.uint8]) -> Mapping[str, NDArray[np.float32]]:
+        request.infer({0: pixels}, share_inputs=True)
+        return {name: request.get_tensor(name).data[0].copy() for name in self.outputs}
 
     def run(self, pixels: NDArray[np.uint8]) -> Mapping[str, NDArray[np.float32]]:
         """Compute one batch and wait for it.

@@ -1,0 +1,471 @@
+"""Training goes the whole way, says what to beware of, and never leaves half a run or a changed photo."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pomona.bundle import MODEL_NAME, load_bundle
+from pomona.errors import DataError, OptionError, StorageError
+from pomona.files import hash_file
+from pomona.run_folder import RUN_FILES
+from pomona.samples import KINDS, render_photo
+from pomona.training import TrainOptions, TrainResult, train
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+NAMES = {"Banana": ("Tropical", "Banana"), "Orange": ("Citrus", "Orange"), "Lemon": ("Citrus", "Lemon")}
+RENDERED = {"Banana": "Tropical/Banana", "Orange": "Citrus/Orange", "Lemon": "Citrus/Lemon"}
+
+
+def _train(data: Path, output: Path, **options: Any) -> TrainResult:
+    return train(TrainOptions(data=data, output=output, imgsz=64, **options))
+
+
+def _place(rendered: Path, target: Path, numbers: Sequence[int], names: Sequence[str] = tuple(RENDERED)) -> None:
+    """Copy some photos of each class."""
+    for name in names:
+        folder = target / RENDERED[name]
+        folder.mkdir(parents=True, exist_ok=True)
+        for number in numbers:
+            file = f"{name}_{number:04}.jpg"
+            shutil.copy(rendered / RENDERED[name] / file, folder / file)
+
+
+def _render(path: Path, name: str, seed: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kind = next(kind for kind in KINDS if kind.name == name)
+    Image.fromarray(render_photo(kind, seed=seed, size_px=72)).save(path)
+
+
+def _read_csv(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
+
+
+def _fingerprint(folder: Path) -> dict[str, tuple[int, str]]:
+    """Time and content of every file below a folder."""
+    return {
+        str(path.relative_to(folder)): (path.stat().st_mtime_ns, hash_file(path) if path.is_file() else "")
+        for path in folder.rglob("*")
+    }
+
+
+# --- parts and what is said of them ---------------------------------------------------------------------------------
+
+
+def test_without_parts_a_fifth_is_kept_apart(trained: TrainResult) -> None:
+    splits = [photo.split for photo in trained.dataset.photos]
+    assert (splits.count("train"), splits.count("val")) == (18, 6)
+    assert trained.evaluated_on == "photos kept apart"
+    assert trained.evaluation.n == 6
+    assert trained.evaluation.accuracy.value > 0.6  # three very different fruits
+    assert [level.name for level in trained.evaluation.levels] == ["level 1", "class"]
+    assert trained.dataset.tree.paths == (NAMES["Banana"], NAMES["Lemon"], NAMES["Orange"])
+    assert [stage.name for stage in trained.stages] == ["read", "features", "fit", "evaluate", "save"]
+    assert trained.notes == ("Measured on 6 photos only, so the intervals are wide.",)
+
+
+def test_val_part_is_measured_and_chosen_on_and_that_is_said(rendered: Path, tmp_path: Path) -> None:
+    _place(rendered, tmp_path / "data" / "train", range(1, 6))
+    _place(rendered, tmp_path / "data" / "val", range(6, 9))
+    result = _train(tmp_path / "data", tmp_path / "run")
+    assert (result.evaluated_on, result.evaluation.n) == ("photos of the val part", 9)
+    assert "chosen on the same val photos" in result.notes[0]
+    assert {Path(row["file_name"]).parts[0] for row in _read_csv(tmp_path / "run" / "predictions.csv")} == {"val"}
+
+
+def test_test_part_is_measured_where_there_is_one(rendered: Path, tmp_path: Path) -> None:
+    for part, numbers in {"train": range(1, 5), "valid": range(5, 7), "test": range(7, 9)}.items():
+        _place(rendered, tmp_path / "data" / part, numbers)
+    result = _train(tmp_path / "data", tmp_path / "run")
+    assert (result.evaluated_on, result.evaluation.n) == ("photos of the test part", 6)
+    assert not any("chosen on" in note for note in result.notes)
+    assert {Path(row["file_name"]).parts[0] for row in _read_csv(tmp_path / "run" / "predictions.csv")} == {"test"}
+    assert result.bundle.manifest.provenance["n_train"] == 12
+    # Without a val part the strength is chosen inside train.
+    shutil.rmtree(tmp_path / "data" / "valid")
+    result = _train(tmp_path / "data", tmp_path / "run2")
+    assert (result.evaluated_on, result.evaluation.n) == ("photos of the test part", 6)
+    assert len(_read_csv(tmp_path / "run2" / "results.csv")) == 5
+
+
+def test_parts_without_anything_to_learn_from_are_refused(rendered: Path, tmp_path: Path) -> None:
+    _place(rendered, tmp_path / "data" / "val", range(1, 3))
+    _place(rendered, tmp_path / "data" / "test", range(3, 5))
+    with pytest.raises(DataError, match="wanted a train part to learn from, got only test, val"):
+        _train(tmp_path / "data", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_notes_name_leaks_conflicts_strangers_and_lonely_classes(rendered: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    _place(rendered, data / "train", range(1, 6))
+    _place(rendered, data / "val", range(6, 9))
+    shutil.copy(data / "train/Citrus/Lemon/Lemon_0001.jpg", data / "val/Citrus/Lemon/leak.jpg")
+    shutil.copy(data / "train/Citrus/Lemon/Lemon_0002.jpg", data / "train/Citrus/Orange/conflict.jpg")
+    _render(data / "train" / "Citrus" / "Lime" / "one.png", "Lime", 1)
+    for i in range(2):
+        _render(data / "val" / "Kiwi" / f"{i}.png", "Kiwi", i)
+    result = _train(data, tmp_path / "run")
+    notes = "\n".join(result.notes)
+    assert "Identical photos on both sides of a split: 1, the first" in notes
+    assert "val/Citrus/Lemon/leak.jpg" in notes
+    assert "Identical photos with different labels: 1, the first" in notes
+    assert "train/Citrus/Orange/conflict.jpg" in notes
+    assert "Left out, of classes that train lacks: 2 photos (Kiwi)." in notes
+    assert "Learnt from one photo only: Lime." in notes
+    assert "Measured on 10 photos only, so the intervals are wide." in notes
+    assert result.evaluation.n == 10
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert all(part in page for part in ("leak.jpg", "conflict.jpg", "Kiwi", "Lime"))
+
+
+def test_photos_that_cannot_be_used_are_counted_and_listed(rendered: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    _place(rendered, data, range(1, 6))
+    whole = (data / "Citrus/Lemon/Lemon_0001.jpg").read_bytes()
+    (data / "Citrus/Lemon/empty.jpg").touch()
+    (data / "Citrus/Lemon/cut.jpg").write_bytes(whole[: len(whole) // 2])
+    (data / "Citrus/Lemon/words.jpg").write_text("no photo")
+    (data / "Citrus/Lemon/notes.txt").write_text("not even called a photo")
+    (data / "Citrus/Lemon/gone.jpg").symlink_to("nowhere.jpg")
+    result = _train(data, tmp_path / "run")
+    assert result.dataset.n_photos == 15
+    rows = _read_csv(tmp_path / "run" / "audit.csv")
+    assert {row["file_name"]: row["check"] for row in rows} == {
+        "Citrus/Lemon/cut.jpg": "truncated",
+        "Citrus/Lemon/empty.jpg": "empty",
+        "Citrus/Lemon/gone.jpg": "not_found",
+        "Citrus/Lemon/words.jpg": "not_an_image",
+    }
+    assert all(row["reason"] and row["flagged"] == "1" for row in rows)
+    assert "cut.jpg" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+
+
+def test_class_whose_photos_are_all_broken_is_left_out(rendered: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    _place(rendered, data / "train", range(1, 5))
+    _place(rendered, data / "val", range(5, 7))
+    for part in ("train", "val"):
+        _render(data / part / "Kiwi" / "1.jpg", "Kiwi", len(part))
+    kiwi = data / "train" / "Kiwi" / "1.jpg"
+    kiwi.write_bytes(kiwi.read_bytes()[:600])
+    result = _train(data, tmp_path / "run")
+    assert result.dataset.tree.names == ("Banana", "Lemon", "Orange")
+    assert "Left out, with no usable photo to learn from: Kiwi." in result.notes
+    assert "Left out, of classes that train lacks: 1 photo (Kiwi)." in result.notes
+    assert result.evaluation.n == 6
+    shutil.rmtree(data / "train" / "Tropical")
+    for photo in (data / "train" / "Citrus" / "Lemon").iterdir():
+        photo.write_bytes(photo.read_bytes()[:600])
+    with pytest.raises(
+        DataError, match="wanted two classes with a usable photo to learn from, got 1; without: Kiwi, Lemon"
+    ):
+        _train(data, tmp_path / "run2")
+
+
+def test_class_with_one_photo_is_learnt(rendered: Path, tmp_path: Path) -> None:
+    _place(rendered, tmp_path / "data", range(1, 6), ["Banana", "Orange"])
+    _place(rendered, tmp_path / "data", [1], ["Lemon"])
+    result = _train(tmp_path / "data", tmp_path / "run")
+    assert "Learnt from one photo only: Lemon." in result.notes
+    assert len(result.dataset.tree) == 3
+
+
+def test_two_classes_of_two_photos_are_enough(rendered: Path, tmp_path: Path) -> None:
+    _place(rendered, tmp_path / "data", [1, 2], ["Banana", "Orange"])
+    result = _train(tmp_path / "data", tmp_path / "run")
+    assert result.evaluation.n == 2
+    assert _read_csv(tmp_path / "run" / "results.csv") == []  # too few to try strengths on
+    assert [answer.error for answer in load_bundle(tmp_path / "run").predict(sorted(rendered.rglob("*.jpg"))[:3])] == [
+        None
+    ] * 3
+
+
+# --- the run folder -------------------------------------------------------------------------------------------------
+
+
+def test_run_folder_holds_these_files_and_no_others(trained: TrainResult) -> None:
+    assert {path.name for path in trained.bundle.folder.iterdir()} == RUN_FILES
+    assert [path.name for path in trained.bundle.folder.parent.iterdir()] == ["run"]  # nothing is left beside it
+
+
+def test_files_of_a_run_agree_with_each_other(trained: TrainResult) -> None:
+    folder = trained.bundle.folder
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    assert set(metrics) >= {
+        *("n", "n_classes", "levels", "per_class", "confusion"),
+        *(f"{name}{end}" for name in ("accuracy", "balanced_accuracy", "macro_f1") for end in ("", "_interval")),
+    }
+    rows = _read_csv(folder / "predictions.csv")
+    assert len(rows) == metrics["n"] == trained.evaluation.n
+    assert sum(int(row["correct"]) for row in rows) / len(rows) == metrics["accuracy"]
+    assert all((row["label"] == row["predicted"]) == (row["correct"] == "1") for row in rows)
+    assert all(1 >= float(row["score"]) >= float(row["second_score"]) >= 0 for row in rows)
+    names = {row.name for row in trained.dataset.photos if row.split == "val"}
+    assert {row["file_name"] for row in rows} == names
+
+    fits = _read_csv(folder / "results.csv")
+    assert [float(row["l2"]) for row in fits] == [0.1, 0.03, 0.01, 0.003, 0.001]
+    assert [row["chosen"] for row in fits].count("1") == 1
+    best = min(fits, key=lambda row: float(row["log_loss"]))
+    assert best["chosen"] == "1"
+    assert trained.bundle.manifest.provenance["l2"] == float(best["l2"])
+
+    pairs = [line.split(": ", 1) for line in (folder / "args.yaml").read_text(encoding="utf-8").splitlines()]
+    settings = {name: json.loads(value) for name, value in pairs}
+    assert set(settings) == set(TrainOptions.__dataclass_fields__)
+    assert (settings["imgsz"], settings["seed"], settings["workers"]) == (64, 0, None)
+    provenance = trained.bundle.manifest.provenance
+    assert {name: provenance[f"option_{name}"] for name in settings} == settings
+    assert provenance["dataset_fingerprint"] == trained.dataset.fingerprint
+
+    with Image.open(folder / "confusion_matrix.png") as picture:
+        picture.load()
+        assert min(picture.size) > 200
+    assert (folder / "audit.csv").read_text(encoding="utf-8") == "file_name,check,score,flagged,reason\n"
+
+
+def test_report_needs_nothing_from_outside(trained: TrainResult) -> None:
+    page = (trained.bundle.folder / "report.html").read_text(encoding="utf-8")
+    assert re.search(r"<title>[^<]*fruit", page)
+    places = re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?([^"'\s>)]*)""", page)
+    assert all(place.startswith(("data:", "#")) or not place for place in places), places
+    assert "<script src" not in page
+    assert "@import" not in page
+
+
+def test_predictions_of_the_run_are_those_of_the_bundle(trained: TrainResult, rendered: Path) -> None:
+    bundle = load_bundle(trained.bundle.folder)
+    for row in _read_csv(bundle.folder / "predictions.csv"):
+        (answer,) = bundle.predict([rendered / row["file_name"]])
+        assert answer.label == row["predicted"]
+        assert answer.score == pytest.approx(float(row["score"]), abs=1e-5)
+
+
+def test_same_seed_gives_the_same_run(rendered: Path, trained: TrainResult, tmp_path: Path) -> None:
+    again = _train(rendered, tmp_path / "run", workers=1)
+    for name in ("model.onnx", "head.safetensors", "metrics.json", "predictions.csv", "confusion_matrix.png"):
+        assert hash_file(tmp_path / "run" / name) == hash_file(trained.bundle.folder / name), name
+    other = _train(rendered, tmp_path / "other", seed=1)
+    kept_apart = [{photo.name for photo in run.dataset.photos if photo.split == "val"} for run in (again, other)]
+    assert kept_apart[0] != kept_apart[1]
+
+
+def test_photos_are_never_changed(rendered: Path, tmp_path: Path) -> None:
+    shutil.copytree(rendered, tmp_path / "data")
+    (tmp_path / "data" / "Citrus" / "Lemon" / "bad.jpg").write_bytes(b"bad")
+    (tmp_path / "data" / "notes.txt").write_text("mine")
+    before = _fingerprint(tmp_path / "data")
+    _train(tmp_path / "data", tmp_path / "run")
+    list(load_bundle(tmp_path / "run").predict(sorted((tmp_path / "data").rglob("*.jpg"))))
+    assert _fingerprint(tmp_path / "data") == before
+
+
+# --- where a run may go ---------------------------------------------------------------------------------------------
+
+
+def test_second_run_replaces_the_first_whole(rendered: Path, tmp_path: Path) -> None:
+    _train(rendered, tmp_path / "run")
+    first = _fingerprint(tmp_path / "run")
+    _place(rendered, tmp_path / "data", range(1, 6), ["Banana", "Orange"])
+    _train(tmp_path / "data", tmp_path / "run")
+    assert load_bundle(tmp_path / "run").tree.names == ("Banana", "Orange")
+    assert _fingerprint(tmp_path / "run").keys() == first.keys()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "run"]
+
+
+def _fail_if_read(data: Path, output: Path, error: type[Exception], message: str) -> None:
+    """Training must refuse at once: the data does not even exist."""
+    with pytest.raises(error, match=message):
+        _train(data, output)
+
+
+def test_place_with_other_things_is_refused_before_any_work(trained: TrainResult, tmp_path: Path) -> None:
+    nothing = tmp_path / "no data"
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "photo.jpg").write_bytes(b"mine")
+    (tmp_path / "file").write_text("mine")
+    before = _fingerprint(tmp_path)
+    _fail_if_read(nothing, tmp_path / "mine", StorageError, "got something else there; choose another --output")
+    _fail_if_read(nothing, tmp_path / "file", StorageError, "could not look into .*a file stands where a folder")
+    _fail_if_read(nothing, tmp_path / "file" / "run", StorageError, "got the file .* above it")
+    _fail_if_read(nothing, Path("/"), StorageError, "got something else there")
+    assert _fingerprint(tmp_path) == before
+    run = Path(shutil.copytree(trained.bundle.folder, tmp_path / "run"))
+    (run / "my photo.jpg").write_bytes(b"mine")
+    (run / ".DS_Store").touch()
+    _fail_if_read(nothing, run, StorageError, "no part of a run: my photo.jpg; move that away")
+    assert (run / "my photo.jpg").read_bytes() == b"mine"
+
+
+def test_photo_put_into_the_old_run_while_training_is_not_lost(rendered: Path, tmp_path: Path) -> None:
+    _train(rendered, tmp_path / "run")
+
+    def put(step: str, n_done: int, n_total: int) -> None:
+        (tmp_path / "run" / "mine.jpg").write_bytes(b"mine")
+
+    with pytest.raises(StorageError, match=r"mine\.jpg"):
+        train(TrainOptions(data=rendered, output=tmp_path / "run", imgsz=64), on_progress=put)
+    assert (tmp_path / "run" / "mine.jpg").read_bytes() == b"mine"
+    load_bundle(tmp_path / "run")
+
+
+def test_run_inside_the_photos_is_refused(rendered: Path, tmp_path: Path) -> None:
+    before = _fingerprint(rendered)
+    (tmp_path / "link").symlink_to(rendered)
+    for output in (rendered / "run", rendered, tmp_path / "link" / "deep" / "run"):
+        _fail_if_read(rendered, output, OptionError, "wanted a folder outside the photos")
+    assert _fingerprint(rendered) == before
+
+
+def test_links_in_the_way_are_followed_or_refused(rendered: Path, tmp_path: Path) -> None:
+    (tmp_path / "circle").symlink_to("circle")
+    (tmp_path / "link").symlink_to("real")
+    _fail_if_read(tmp_path / "no data", tmp_path / "circle", StorageError, "a link that leads in a circle")
+    with pytest.raises(DataError, match="circle: wanted a folder"):
+        _train(tmp_path / "circle", tmp_path / "run")
+    for _ in range(2):
+        _train(rendered, tmp_path / "link")
+        assert (tmp_path / "link").is_symlink()
+        load_bundle(tmp_path / "real")
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
+def test_place_without_permission_is_refused_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "closed").mkdir(mode=0o500)
+    _fail_if_read(tmp_path / "no data", tmp_path / "closed" / "run", StorageError, "got no permission in")
+
+
+def test_default_place_is_named_after_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "fruit.v2").mkdir()
+    (tmp_path / "list.of.csv").touch()
+    wanted = {"fruit.v2": "fruit.v2", "list.of.csv": "list.of", "photos/*/*.jpg": "run", "fruit.v2/": "fruit.v2"}
+    for data, name in wanted.items():
+        assert TrainOptions(data=Path(data)).resolve().output == Path("runs") / name
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"val_share": 0}, "val-share: wanted a share between 0 and 1, got 0"),
+        ({"val_share": float("nan")}, "val-share"),
+        ({"workers": 0}, "workers: wanted 1 or more, got 0"),
+        ({"backbone": "resnet"}, "backbone: wanted one of lite0"),
+        ({"imgsz": 8}, "imgsz: wanted 64 to 1024"),
+    ],
+)
+def test_options_out_of_range_are_refused(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        TrainOptions(data=tmp_path, **options).resolve()
+
+
+def test_names_that_are_no_text_do_not_end_a_run(rendered: Path, tmp_path: Path) -> None:
+    data = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9\n\xf0\x9f\x8d\x8e"))
+    try:
+        data.mkdir()
+    except OSError:
+        pytest.skip("this file system takes only text for names")
+    for i, name in enumerate(("苹果 🍎", "a\nb", os.fsdecode(b"\xff\xfe"))):
+        (data / name).mkdir()
+        for number in range(1, 4):
+            source = rendered / list(RENDERED.values())[i] / f"{list(RENDERED)[i]}_{number:04}.jpg"
+            shutil.copy(source, data / name / os.fsdecode(b"\xe9 \n" + str(number).encode() + b".jpg"))
+    result = _train(data, tmp_path / "run")
+    assert "苹果 🍎" in result.dataset.tree.names
+    bundle = load_bundle(tmp_path / "run")
+    assert bundle.manifest.provenance["option_data"] == f"{tmp_path}/caf\ufffd\ufffd🍎"
+    assert all(answer.label for answer in bundle.predict([photo.path for photo in result.dataset.photos]))
+
+
+# --- failures in the middle -----------------------------------------------------------------------------------------
+
+_LIMITED = """
+    import resource, sys
+    from pathlib import Path
+    from pomona.errors import StorageError
+    from pomona.training import TrainOptions, train
+    data, output, limit = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    try:
+        train(TrainOptions(data=data, output=output, imgsz=64))
+    except StorageError as error:
+        print(error)
+        sys.exit(7)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sizes of files cannot be limited on Windows")
+@pytest.mark.parametrize("limit", [1_000, 100_000, 13_000_000])
+def test_failed_write_leaves_the_old_run_as_it_was(
+    rendered: Path, trained: TrainResult, tmp_path: Path, limit: int
+) -> None:
+    for place in ("run", "fresh"):
+        output = tmp_path / place / "run"
+        output.parent.mkdir()
+        if place == "run":
+            shutil.copytree(trained.bundle.folder, output)
+        before = _fingerprint(output.parent)
+        code = [sys.executable, "-c", textwrap.dedent(_LIMITED), str(rendered), str(output), str(limit)]
+        done = subprocess.run(code, capture_output=True, text=True, check=False, timeout=60)
+        assert done.returncode == 7, done.stderr
+        assert "could not" in done.stdout
+        assert _fingerprint(output.parent) == before  # the old run, or nothing; no partial files
+    load_bundle(tmp_path / "run" / "run")
+
+
+_KILLED = """
+    import sys
+    from pathlib import Path
+    from pomona.training import TrainOptions, train
+    def say(step, n_done, n_total):
+        print(step, flush=True)
+    data, output, seed = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+    train(TrainOptions(data=data, output=output, imgsz=64, seed=seed), on_progress=say)
+    print("done", flush=True)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
+def test_killed_run_leaves_the_old_one_or_a_whole_new_one(rendered: Path, trained: TrainResult, tmp_path: Path) -> None:
+    output = tmp_path / "runs" / "run"
+    random_delay = random.Random(0)
+    moments = ["read", "features", "fit", "save", "save", "save", "save", "save"]
+    for seed, moment in enumerate(moments, start=1):
+        if seed == 3:  # from here on there is an old run
+            shutil.copytree(trained.bundle.folder, output, dirs_exist_ok=True)
+        before = _fingerprint(output) if output.exists() else {}
+        code = [sys.executable, "-c", textwrap.dedent(_KILLED), str(rendered), str(output), str(seed)]
+        with subprocess.Popen(code, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout
+            while process.stdout.readline().strip() not in {moment, "done", ""}:
+                pass
+            time.sleep(random_delay.uniform(0, 0.3 if moment == "save" else 0.01))
+            process.send_signal(signal.SIGKILL)
+        if output.exists() and _fingerprint(output) != before:
+            assert {path.name for path in output.iterdir()} == RUN_FILES
+        if output.exists():
+            assert not load_bundle(output).predict_proba([next(rendered.rglob("*.jpg"))])[1]
+        elif seed > 2:
+            pytest.fail("the old run is gone")
+    result = _train(rendered, output)
+    assert hash_file(output / MODEL_NAME) == hash_file(trained.bundle.folder / MODEL_NAME)
+    assert np.isfinite(result.evaluation.accuracy.value)
