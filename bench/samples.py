@@ -6,12 +6,8 @@ Why: the demo must not keep anybody waiting, and a person must name each kind at
 
 from __future__ import annotations
 
-import datetime
 import io
-import json
-import platform
 import resource
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,11 +17,11 @@ from typing import TYPE_CHECKING
 from PIL import Image, ImageDraw, ImageFont
 
 from pomona.samples import KINDS, SampleOptions, render_photo, write_samples
+from process import write_results
 
 if TYPE_CHECKING:
     import numpy as np
 
-RESULTS = Path(__file__).parent / "results"
 N_PHOTOS, SIZE_PX = 20, 224
 SHEET_LIMIT_BYTES = 250_000
 
@@ -71,20 +67,8 @@ def run_bench() -> None:
     peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"overall {overall['photos_per_s']:.1f} photos/s, {overall['photos_per_cpu_s']:.1f} per CPU second")
     print(f"peak memory {peak_mib:.0f} MiB")
-    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    today = datetime.datetime.now(tz=datetime.UTC)
-    record = {
-        "time": today.isoformat(timespec="seconds"),
-        "machine": f"{platform.machine()} {platform.system()}",
-        "commit": head.stdout.strip() if head.returncode == 0 else "none yet",
-        "size_px": SIZE_PX,
-        "kinds": table,
-        "overall": overall,
-        "seconds_for_480": folders,
-        "peak_memory_mib": peak_mib,
-    }
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"samples-{today:%Y%m%d-%H%M%S}.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+    rates = {"size_px": SIZE_PX, "kinds": table, "overall": overall}
+    write_results("samples", {**rates, "seconds_for_480": folders, "peak_memory_mib": peak_mib})
 
 
 def draw_sheet(path: Path) -> None:

@@ -9,25 +9,21 @@ goes to bench/results.
 
 from __future__ import annotations
 
-import json
 import os
-import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).parents[1]
+from process import POMONA, ROOT, describe_machine, measure, write_results
+
 SHARED = Path(os.environ.get("POMONA_SHARED", ROOT.parent / "shared"))
 GROCERY = SHARED / "data" / "grocery"
-POMONA = [sys.executable, "-c", "from pomona.cli import run; run()"]
 N_FLOOR = 600
 
 
@@ -55,8 +51,7 @@ def main() -> None:
         floor_s = n_photos / floors[0] + n_photos / floors[1]
         rows.append(
             (
-                f"Lite0@224 features of {n_photos:,} photos, against decoding alone ({floors[0]:,.0f}/s) "
-                f"plus network alone ({floors[1]:,.0f}/s)",
+                f"Lite0@224 features, floor: decoding ({floors[0]:,.0f}/s) then network ({floors[1]:,.0f}/s) alone",
                 ">= 0.7 of the floor",
                 f"{floor_s / features_s:.2f} ({n_photos / features_s:,.0f} photos/s)",
             )
@@ -75,19 +70,6 @@ def main() -> None:
         samples_rate = measure_samples()
         rows.append(("Rendered photos at 224 px, one core", ">= 50 photos/s", f"{samples_rate:.0f} photos/s"))
     report(rows)
-
-
-def measure(command: list[str], environment: dict[str, str]) -> dict:
-    """Run a command as a whole process: wall seconds, peak memory in MB, its JSON if it printed one."""
-    started_s = time.perf_counter()
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    output = process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    wall_s = time.perf_counter() - started_s
-    if status:
-        sys.exit(f"{' '.join(command)} ended with status {status}")
-    result = json.loads(output) if output[:1] == b"{" else None
-    return {"wall_s": wall_s, "peak_mb": usage.ru_maxrss / 1000, "result": result}
 
 
 def median(runs: list[dict], key: str) -> float:
@@ -130,26 +112,10 @@ def show_accuracy(result: dict) -> str:
 
 
 def report(rows: list[tuple[str, str, str]]) -> None:
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("openvino", "numpy", "torch"))
-    machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
-    now = datetime.now(UTC)
     table = ["| Figure | Goal | Measured |", "|---|---|---|", *(f"| {a} | {b} | {c} |" for a, b, c in rows)]
-    table += ["", f"Measured {now:%Y-%m-%d} at commit {commit.stdout.strip() or 'none'}: {machine}; {versions}."]
-    text = "\n".join(table)
+    text = "\n".join([*table, "", f"Measured {datetime.now(UTC):%Y-%m-%d}: {describe_machine()}."])
     print(text)
-    results = ROOT / "bench" / "results"
-    results.mkdir(exist_ok=True)
-    content = {
-        "when": now.isoformat(),
-        "commit": commit.stdout.strip(),
-        "machine": machine,
-        "versions": versions,
-        "rows": rows,
-    }
-    (results / f"{now:%Y%m%d-%H%M%S}-spine.json").write_text(json.dumps(content, indent=2))
+    write_results("spine", {"rows": rows})
     if "--readme" in sys.argv:
         for name in ("README.md", "README.zh.md"):
             path = ROOT / name

@@ -151,6 +151,27 @@ def test_few_photos_are_loaded_ahead_and_a_close_ends_it(engine: Engine, pixels:
     assert list_threads() == []
 
 
+def test_the_first_photos_of_a_process_may_come_all_at_once(network: Path) -> None:
+    script = (
+        "import sys, threading; from pathlib import Path; import numpy as np; from pomona.engine import Engine\n"
+        "sys.setswitchinterval(1e-6)\n"
+        "barrier = threading.Barrier(6)\n"
+        "pixels = np.zeros((64, 64, 3), np.uint8)\n"
+        "def load_pixels(i):\n"
+        "    barrier.wait()\n"
+        "    return pixels\n"
+        "print(len(list(Engine(Path(sys.argv[1]), n_workers=5).stream(6, load_pixels))))\n"
+    )
+    command = [sys.executable, "-c", script, str(network)]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(6)]
+    try:
+        assert [process.communicate(timeout=60)[0] for process in processes] == ["6\n"] * 6
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
 def test_engines_come_and_go_without_a_deadlock(network: Path) -> None:
     script = (
         "import sys; from pathlib import Path; import numpy as np; from pomona.engine import Engine\n"

@@ -56,7 +56,9 @@ def run_on_full_disk(script: str, mount_point: Path, size: str) -> subprocess.Co
 # --- write_atomic ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("content", "wanted"), [(b"\x00\r\n", b"\x00\r\n"), ("Birne – 梨\r\n", "Birne – 梨\r\n".encode())])
+@pytest.mark.parametrize(
+    ("content", "wanted"), [(b"\x00\r\n", b"\x00\r\n"), ("Birne – 梨\r\n", "Birne – 梨\r\n".encode())]
+)
 def test_bytes_and_text_arrive_unchanged(tmp_path: Path, content: bytes | str, wanted: bytes) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"old")

@@ -1,0 +1,48 @@
+"""Commands measured as whole processes, the machine they ran on, and where results are kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+POMONA = [sys.executable, "-m", "pomona"]
+
+
+def measure(command: list[str], environment: dict[str, str]) -> dict:
+    """Run a command as a whole process: wall seconds, peak memory in MB, its JSON if it printed one."""
+    started_s = time.perf_counter()
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    output = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    wall_s = time.perf_counter() - started_s
+    if status:
+        sys.exit(f"{' '.join(command)} ended with status {status}")
+    result = json.loads(output) if output[:1] == b"{" else None
+    return {"wall_s": wall_s, "peak_mb": usage.ru_maxrss / 1000, "result": result}
+
+
+def describe_machine() -> str:
+    """Cores, versions and commit, in one line."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("openvino", "numpy", "torch"))
+    system = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
+    return f"{system}; {versions}; commit {commit.stdout.strip() or 'none'}"
+
+
+def write_results(claim: str, content: dict) -> None:
+    """Keep what was measured as dated JSON in bench/results."""
+    folder = ROOT / "bench" / "results"
+    folder.mkdir(exist_ok=True)
+    now = datetime.now(UTC)
+    content = {"when": now.isoformat(), "machine": describe_machine(), **content}
+    (folder / f"{now:%Y%m%d-%H%M%S}-{claim}.json").write_text(json.dumps(content, indent=2))
