@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from pomona.errors import BackboneError, MissingPackageError, OptionError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -118,7 +118,7 @@ def test_damaged_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
     copy.write_bytes(data)
     monkeypatch.setattr(backbone_module, "_find_weights", lambda _backbone: copy)
     monkeypatch.setenv("POMONA_CACHE", str(tmp_path / "cache"))
-    with pytest.raises(BackboneError, match="wanted sha256 579344.*got .*weights.pth; install the package again"):
+    with pytest.raises(BackboneError, match=r"wanted sha256 579344.*got .*weights\.pth; install the package again"):
         load_network(backbone)
     assert list((tmp_path / "cache" / "networks").iterdir()) == []
 

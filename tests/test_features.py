@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import random
 import signal
 import sqlite3
@@ -12,7 +11,6 @@ import sys
 import threading
 import time
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,6 +28,7 @@ from pomona.samples import SampleOptions, make_kinds, write_samples
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -200,7 +199,7 @@ def test_a_truncated_or_garbage_cache_is_moved_aside_and_rebuilt(fresh_cache: Pa
 
 
 def test_damage_that_only_writing_meets_is_moved_aside_too(fresh_cache: Path) -> None:
-    fill_cache(100)
+    fill_cache(30)
     with contextlib.closing(VectorCache(BACKBONE)) as cache:
         sound = cache.path.read_bytes()
     n_aside = 0
@@ -223,7 +222,7 @@ def test_a_cache_that_cannot_be_opened_is_a_storage_error(fresh_cache: Path) -> 
         cache.path.with_name("stand in").mkdir()
     cache.path.unlink()
     cache.path.with_name("stand in").rename(cache.path)
-    with pytest.raises(StorageError, match="could not open the feature cache .*name another folder in POMONA_CACHE"):
+    with pytest.raises(StorageError, match=r"could not open the feature cache .*name another folder in POMONA_CACHE"):
         pool.extract()
     assert cache.path.is_dir()
     assert find_aside() == []
@@ -400,13 +399,13 @@ def test_an_error_in_memory_stays_with_its_rows(fresh_cache: Path) -> None:
     pool = Pool.draw(3)
     error = PhotoError("corrupt", "no")
 
-    def load_photo(i: int) -> NDArray[np.uint8]:
+    def load_photo_or_error(i: int) -> NDArray[np.uint8]:
         if i == 1:
             raise error
         return pool.photos[i]
 
     hashes = pool.hashes
-    vectors = extract_vectors([*hashes, hashes[1]], lambda i: load_photo(i), BACKBONE)
+    vectors = extract_vectors([*hashes, hashes[1]], load_photo_or_error, BACKBONE)
     assert vectors.errors == {1: error, 3: error}
     assert vectors.n_computed == 2
     assert not vectors.values[[1, 3]].any()

@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -21,6 +20,7 @@ from pomona.files import cache_folder, hash_bytes, hash_file, make_folder, new_f
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 
 def list_names(folder: Path) -> list[str]:
@@ -47,7 +47,10 @@ def run_on_full_disk(script: str, mount_point: Path, size: str) -> subprocess.Co
     mount_point.mkdir()
     mount = ["unshare", "--map-root-user", "--mount", "sh", "-ec"]
     begin = f'mount -t tmpfs -o size={size} none "$0"; '
-    if not shutil.which("unshare") or subprocess.run([*mount, begin, mount_point], capture_output=True).returncode:
+    if (
+        not shutil.which("unshare")
+        or subprocess.run([*mount, begin, mount_point], capture_output=True, check=False).returncode
+    ):
         pytest.skip("no small file system can be mounted here, so no disk can be filled")
     command = [*mount, begin + 'exec "$1" -c "$2" "$0"', mount_point, sys.executable, script]
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
@@ -91,7 +94,7 @@ def test_a_killed_writer_never_leaves_half_a_file(tmp_path: Path) -> None:
 def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:
     folder = tmp_path / "target"
     folder.mkdir()
-    with pytest.raises(StorageError, match="could not write .*target"):
+    with pytest.raises(StorageError, match=r"could not write .*target"):
         write_atomic(folder, b"new")
     assert list_names(tmp_path) == ["target"]
 
@@ -119,7 +122,7 @@ def test_no_permission_says_so(tmp_path: Path) -> None:
     folder.mkdir(mode=0o555)
     with ordinary_user(), pytest.raises(StorageError, match="no permission: choose a folder you may write to"):
         write_atomic(folder / "file", b"new")
-    with ordinary_user(), pytest.raises(StorageError, match="could not make the folder .*no permission"):
+    with ordinary_user(), pytest.raises(StorageError, match=r"could not make the folder .*no permission"):
         make_folder(folder / "deeper")
     assert list_names(folder) == []
 
@@ -153,7 +156,7 @@ def test_a_failed_block_leaves_the_old_folder(tmp_path: Path, fault: type[BaseEx
     target = tmp_path / "run"
     target.mkdir()
     (target / "old").write_text("old")
-    with pytest.raises(fault), new_folder(target) as folder:
+    with pytest.raises(fault), new_folder(target) as folder:  # noqa: PT012 - the fault is inside the block
         (folder / "half").write_text("half")
         raise fault
     assert list_names(target) == ["old"]

@@ -164,7 +164,7 @@ def test_labels_may_be_any_whole_numbers(dtype: Any) -> None:
 
 def test_the_strength_is_the_one_with_the_smallest_held_out_log_loss() -> None:
     # With few photos and many columns the weak strengths learn the noise; by accuracy alone they might tie.
-    vectors, labels = draw_photos(60, 100, spread=0.6)
+    vectors, labels = draw_photos(60, 100, spread=0.3)
     head, tried = fit_head(vectors, labels, 4, halves(60), strengths=(1.0, 0.1, 1e-4))
     assert [fit.l2 for fit in tried] == [1.0, 0.1, 1e-4]
     assert head.l2 == min(tried, key=lambda fit: fit.log_loss).l2
@@ -242,10 +242,10 @@ def test_features_that_are_not_finite_are_a_fit_error(value: float) -> None:
 
 def test_a_class_without_rows_to_fit_on_is_a_fit_error() -> None:
     vectors, labels = draw_photos()
-    with pytest.raises(FitError, match="wanted a photo of each class to fit on, got none of 2.*first number 4"):
+    with pytest.raises(FitError, match=r"wanted a photo of each class to fit on, got none of 2.*first number 4"):
         fit_head(vectors, labels, 6)
     only_held_out = [(np.flatnonzero(labels != 2), np.flatnonzero(labels == 2))]
-    with pytest.raises(FitError, match="got none of 1, the first number 2"):
+    with pytest.raises(FitError, match=r"got none of 1 .*first number 2"):
         fit_head(vectors, labels, 4, only_held_out)
 
 

@@ -84,7 +84,7 @@ def _full(name: str) -> ReportData:
         stages=[Stage(name, 1.5, 300), Stage("Write", 0.0)],
         settings={name: name, "time": None, "resume": True, "lr": 0.001, "of": [1, name]},
         provenance={name: name},
-        fits=[FitRow(0.1, 0.8, 0.2), FitRow(1, 0.9, 0.2, chosen=True)],
+        fits=[FitRow(0.1, 0.7, 0.8, 0.2), FitRow(1, 0.4321, 0.9, 0.2, chosen=True)],
     )
 
 

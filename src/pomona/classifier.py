@@ -130,7 +130,8 @@ class PomonaClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def predict(self, X: Sequence[Any] | NDArray[Any]) -> NDArray[Any]:
         """Most probable label of each photo, (N,)."""
-        answers: NDArray[Any] = self.classes_[self.predict_proba(X).argmax(axis=1)]
+        probabilities = self.predict_proba(X)
+        answers: NDArray[Any] = self.classes_[probabilities.argmax(axis=1)]
         return answers
 
     def _list_folds(

@@ -130,6 +130,8 @@ class FitRow:
     ----------
     strength : float
         Regularisation it was fitted with.
+    log_loss : float
+        Mean negative log probability of the right class on photos left out of the fit.
     accuracy : float
         Share of right answers on photos left out of the fit, 0-1.
     seconds : float
@@ -139,6 +141,7 @@ class FitRow:
     """
 
     strength: float
+    log_loss: float
     accuracy: float
     seconds: float
     chosen: bool = False

@@ -238,7 +238,7 @@ def _gather_report(run: Run, stages: Sequence[Stage], created: str) -> ReportDat
             "Data": run.dataset.fingerprint[:16],
             "Machine": f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
         },
-        fits=[FitRow(f.l2, f.accuracy, f.seconds, chosen=f.l2 == run.head.l2) for f in run.fits],
+        fits=[FitRow(f.l2, f.log_loss, f.accuracy, f.seconds, chosen=f.l2 == run.head.l2) for f in run.fits],
     )
 
 
