@@ -146,7 +146,7 @@ def test_every_section_is_there_and_says_its_numbers(tmp_path: Path) -> None:
         "66.7% 20.8–93.9",
         "1 not an image",
         "1.5 s 200 photos/s",
-        "0.1 80.0%",
+        "0.1 0.700 80.0%",
         "time none resume yes lr 0.001 of 1, apple",
         "no picture",
         "Measured on 3 photos.",
