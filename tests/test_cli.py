@@ -37,6 +37,7 @@ POMONA = [sys.executable, "-m", "pomona"]
 GOLDEN = Path(__file__).parent / "golden"
 BUNDLE = str(GOLDEN / "bundle-v1")
 RED, GREEN = GOLDEN / "photos" / "red.png", GOLDEN / "photos" / "green.png"
+BUFFERED = {**os.environ, "PYTHONUNBUFFERED": ""}  # as users have it: what is written last may fail as late as the exit
 posix_only = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals, limits or devices")
 
 
@@ -209,7 +210,12 @@ def test_limited_file_size_for_the_run(rendered: Path, tmp_path: Path, trained: 
 def test_full_disk_for_the_answer(form: list[str]) -> None:
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
-            [*POMONA, "predict", BUNDLE, str(RED), *form], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+            [*POMONA, "predict", BUNDLE, str(RED), *form],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            env=BUFFERED,
         )
     assert done.returncode == 1
     assert _error(done.stderr) == "could not read or write the result: No space left on device"
@@ -219,7 +225,8 @@ def test_full_disk_for_the_answer(form: list[str]) -> None:
 @pytest.mark.parametrize("form", ["--json", "--csv"])
 def test_reader_that_has_seen_enough_is_no_error(form: str) -> None:
     command = [*POMONA, "predict", BUNDLE, *[str(RED)] * 3000, form]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes, text=True, env=BUFFERED) as process:
         assert process.stdout
         assert process.stderr
         process.stdout.readline()
@@ -480,9 +487,9 @@ def test_demo_renders_trains_and_answers(tmp_path: Path) -> None:
     assert f"pomona predict {tmp_path / 'run'} PHOTO" in stdout
     assert sorted(path.name for path in (tmp_path / "new").glob("new-*.jpg")) == [f"new-{i}.jpg" for i in range(1, 6)]
     assert (tmp_path / "new" / "mine.jpg").read_bytes() == b"mine"
-    rendered = {path: path.stat().st_mtime_ns for path in tmp_path.glob("photos-*/**/*")}
+    rendered = {path: path.stat().st_mtime_ns for path in tmp_path.glob("seed-*/rendered-fruit/**/*")}
     run_demo(DemoOptions(output=tmp_path, per_kind=6))
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("photos-*/**/*")} == rendered
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("seed-*/rendered-fruit/**/*")} == rendered
 
 
 # --- usage ----------------------------------------------------------------------------------------------------------

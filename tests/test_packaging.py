@@ -8,6 +8,7 @@ import subprocess
 import sys
 import venv
 import zipfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,8 @@ def _call(*command: object, cwd: Path | None = None, **env: str) -> subprocess.C
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if absent := [name for name in ("build", "hatchling") if find_spec(name) is None]:
+        pytest.skip(f"{' and '.join(absent)} not installed: pip install 'pomona[dev]'")
     folder = tmp_path_factory.mktemp("wheel")
     done = _call(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, ROOT)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -263,7 +263,7 @@ def evaluate(
         _print_json(score.to_dict())
         return
     out = _console(sys.stdout)
-    _print_evaluation(out, score.evaluation, str(data))
+    _print_evaluation(out, score.evaluation, f"photos in {data}")
     if score.n_unknown_class:
         names = ", ".join(score.unknown_labels)
         _warn(f"{score.n_unknown_class} photos left out, of classes that the recogniser does not know: {names}")

@@ -91,7 +91,7 @@ def run_demo(options: DemoOptions, *, on_progress: Progress | None = None) -> De
         What was made and where it is.
     """
     kinds = KINDS[:N_KINDS]
-    photos = options.output / f"photos-{options.per_kind}-seed{options.seed}"
+    photos = options.output / f"seed-{options.seed}-{options.per_kind}-per-kind" / "rendered-fruit"
     if not photos.is_dir():  # it is put in place whole, so one that is there is complete
         n_photos = len(kinds) * options.per_kind
         settings = SampleOptions(n_per_kind=options.per_kind, kinds=kinds, seed=options.seed, n_workers=options.workers)

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import collections
 import os
+import sys
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -38,6 +39,21 @@ def count_cpus() -> int:
     return os.cpu_count() or 1
 
 
+def _import_openvino() -> Any:
+    """Import OpenVINO without its telemetry, which reports every import to a server and keeps an id in the home."""
+    name = "openvino_telemetry"
+    loaded = sys.modules.get(name)
+    sys.modules[name] = None  # type: ignore[assignment]  # "not there": OpenVINO then takes its own silent stand-in
+    try:
+        import openvino
+    finally:
+        if loaded is None:
+            del sys.modules[name]
+        else:
+            sys.modules[name] = loaded
+    return openvino
+
+
 class Engine:
     """A compiled network.
 
@@ -61,8 +77,7 @@ class Engine:
     def __init__(self, network: Path, *, n_workers: int | None = None) -> None:
         if n_workers is not None and n_workers < 1:
             raise OptionError(f"workers: wanted 1 or more, got {n_workers}")
-        import openvino as ov
-
+        ov = _import_openvino()
         self.n_workers = n_workers or count_cpus()
         settings = {
             "INFERENCE_PRECISION_HINT": self.precision,
