@@ -125,6 +125,8 @@ def test_photos_of_any_size_and_memory_order_are_taken(photos: NDArray[np.uint8]
     probabilities = classifier.predict_proba(odd)
     assert probabilities.shape == (4, 3)
     np.testing.assert_allclose(probabilities[1], classifier.predict_proba(photos[1:2])[0], rtol=1e-4)
+    reshaped = classifier.predict_proba([photos[0][:30].reshape(64, 30, 3)])  # the same bytes, another photo
+    assert np.abs(reshaped - probabilities[0]).max() > 1e-3
     assert classifier.predict([]).shape == (0,)
     assert classifier.predict_proba([]).shape == (0, 3)
 

@@ -132,10 +132,11 @@ def test_bad_photos_lonely_classes_and_strangers_are_noted(rendered: Path, tmp_p
     assert _run_json("train", tmp_path / "data", "--output", output, "--imgsz", 64)["n_skipped"] == 2
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
 def test_photo_without_permission_is_an_error_in_its_place(tmp_path: Path) -> None:
     shutil.copy(RED, tmp_path / "closed.png")
     (tmp_path / "closed.png").chmod(0)
+    if os.access(tmp_path / "closed.png", os.R_OK):
+        pytest.skip("this user may read everything")
     closed, green = _run_json("predict", BUNDLE, tmp_path / "closed.png", GREEN)
     assert "permission" in closed["error"].lower()
     assert green["label"] == "Granny Smith"
@@ -222,14 +223,15 @@ def test_full_disk_for_the_answer(form: list[str]) -> None:
 
 
 @posix_only
-@pytest.mark.parametrize("form", ["--json", "--csv"])
-def test_reader_that_has_seen_enough_is_no_error(form: str) -> None:
-    command = [*POMONA, "predict", BUNDLE, *[str(RED)] * 3000, form]
+@pytest.mark.parametrize(("form", "n_photos"), [("--json", 1), ("--csv", 1), ("--csv", 3000)])
+def test_reader_that_has_seen_enough_is_no_error(form: str, n_photos: int) -> None:
+    command = [*POMONA, "predict", BUNDLE, *[str(RED)] * n_photos, form]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, **pipes, text=True, env=BUFFERED) as process:
         assert process.stdout
         assert process.stderr
-        process.stdout.readline()
+        if n_photos > 1:
+            process.stdout.readline()
         process.stdout.close()
         stderr = process.stderr.read()
     assert process.returncode == 0
@@ -372,7 +374,7 @@ def test_no_photo_that_can_be_used_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "bad.jpg").write_bytes(b"bad")
     stdout, stderr = _run("predict", BUNDLE, tmp_path / "bad.jpg", tmp_path / "none.jpg", "--json", code=1)
     assert [answer["label"] for answer in json.loads(stdout)] == [None, None]
-    assert _error(stderr) == "none of 2 photos could be used"
+    assert _error(stderr) == "none of the 2 photos could be used"
     (tmp_path / "empty").mkdir()
     stdout, stderr = _run("predict", BUNDLE, tmp_path / "empty", "--json", code=1)
     assert (json.loads(stdout), _error(stderr)) == ([], "no photo found there")
@@ -418,7 +420,7 @@ def test_evaluate_says_what_it_left_out(tmp_path: Path) -> None:
     (tmp_path / "红苹果" / "bad.jpg").write_bytes(b"bad")
     stdout, stderr = _run("evaluate", BUNDLE, tmp_path)
     assert "Right on 100.0% of 1 " in stdout
-    assert re.search(r"note: 1 photos? left out, of classes that the recogniser does not know: Kiwi", stderr)
+    assert "note: left out, of classes that the recogniser does not know: 1 photo (Kiwi)" in stderr
     assert "note: 红苹果/bad.jpg: " in stderr
 
 
@@ -434,7 +436,7 @@ def test_output_is_refused_before_any_work(rendered: Path, tmp_path: Path) -> No
 
 
 @posix_only
-def test_interrupted_training_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_interrupted_training_goes_on_where_it_was(trained: TrainResult, tmp_path: Path) -> None:
     n_photos = 600
     for i in range(n_photos):
         folder = tmp_path / "data" / ("red" if i % 2 else "green")

@@ -168,6 +168,11 @@ def test_few_photos_are_loaded_ahead_and_a_close_ends_it(engine: Engine, pixels:
     time.sleep(0.05)
     assert len(loaded) == n_loaded
     assert list_threads() == []
+    loaded.clear()
+    stream = engine.stream(1_000_000, load_slowly)
+    next(stream)
+    stream.close()
+    assert len(loaded) <= 3 * (engine.n_workers + 1)  # what waited in line was not begun
 
 
 def test_the_first_photos_of_a_process_may_come_all_at_once(small_network: Path) -> None:

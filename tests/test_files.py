@@ -7,7 +7,6 @@ import errno
 import hashlib
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -79,13 +78,17 @@ def test_a_killed_writer_never_leaves_half_a_file(tmp_path: Path) -> None:
         "    write_atomic(Path(sys.argv[1]), bytes([i % 251]) * 3_000_000)\n"
     )
     path = tmp_path / "file"
-    for pause_s in (0.01, 0.037, 0.071, 0.113):
+    for look_s in (0.05, 0.1, 0.15, 0.2):
         path.unlink(missing_ok=True)
         with subprocess.Popen([sys.executable, "-c", script, path]) as writer:
-            while not path.exists():
-                time.sleep(0.005)
-            time.sleep(pause_s)
-            writer.send_signal(signal.SIGKILL)
+            try:
+                while not path.exists():
+                    time.sleep(0.005)
+                end_s = time.monotonic() + look_s
+                while time.monotonic() < end_s:
+                    assert path.stat().st_size == 3_000_000
+            finally:
+                writer.kill()
         data = path.read_bytes()
         assert len(data) == 3_000_000
         assert len(set(data)) == 1

@@ -348,9 +348,10 @@ def test_links_in_the_way_are_followed_or_refused(rendered: Path, tmp_path: Path
         load_bundle(tmp_path / "real")
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
 def test_place_without_permission_is_refused_before_any_work(tmp_path: Path) -> None:
     (tmp_path / "closed").mkdir(mode=0o500)
+    if os.access(tmp_path / "closed", os.W_OK):
+        pytest.skip("this user may write everywhere")
     _fail_if_read(tmp_path / "no data", tmp_path / "closed" / "run", StorageError, "got no permission in")
 
 

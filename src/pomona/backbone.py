@@ -162,7 +162,7 @@ class Backbone:
 
     @property
     def key(self) -> str:
-        """Hash of all that decides the features: weights, preprocessing, cuts and the network's format number."""
+        """Hash of all that decides the features: weights, preprocessing, pooled cuts, the network's format number."""
         return hash_bytes(repr((NETWORK_FORMAT, self.weights_sha256, self.pooled, asdict(self.preprocessing))).encode())
 
 

@@ -111,7 +111,8 @@ def _guard(command: Callable[..., None]) -> Callable[..., None]:
         except PomonaError as error:
             _fail(str(error), EXIT_DATA)
         except KeyboardInterrupt:
-            _fail("interrupted; features computed so far are kept", EXIT_INTERRUPTED)
+            kept = "; features computed so far are kept" if command.__name__ in _OPTIONS else ""
+            _fail(f"interrupted{kept}", EXIT_INTERRUPTED)
         except BrokenPipeError:  # the reader of stdout has seen enough
             _silence_stdout()
             raise typer.Exit(0) from None
@@ -266,7 +267,8 @@ def evaluate(
     _print_evaluation(out, score.evaluation, f"photos in {data}")
     if score.n_unknown_class:
         names = ", ".join(score.unknown_labels)
-        _warn(f"{score.n_unknown_class} photos left out, of classes that the recogniser does not know: {names}")
+        count = "1 photo" if score.n_unknown_class == 1 else f"{score.n_unknown_class:,} photos"
+        _warn(f"left out, of classes that the recogniser does not know: {count} ({names})")
     for one in score.skipped:
         _warn(f"{one.name}: {one.detail}")
 
@@ -303,7 +305,13 @@ def predict(
     else:
         _console(sys.stdout).print(_tabulate_predictions(answers))
     if not any(answer.label for answer in answers):
-        _fail(f"none of {len(answers)} photos could be used" if answers else "no photo found there", EXIT_DATA)
+        _fail(_say_none(len(answers)), EXIT_DATA)
+
+
+def _say_none(n_photos: int) -> str:
+    if n_photos > 1:
+        return f"none of the {n_photos:,} photos could be used"
+    return "the photo could not be used" if n_photos else "no photo found there"
 
 
 def _read_lines() -> list[str]:

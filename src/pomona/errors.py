@@ -60,6 +60,10 @@ class MissingPackageError(PomonaError):
         super().__init__(f"{package} is needed {purpose}, and it is not installed: pip install 'pomona[{extra}]'")
         self.package = package
         self.extra = extra
+        self.purpose = purpose
+
+    def __reduce__(self) -> tuple[type[MissingPackageError], tuple[str, str, str]]:
+        return (type(self), (self.package, self.extra, self.purpose))
 
 
 class DataError(PomonaError):
