@@ -39,3 +39,9 @@ def test_a_missing_package_names_the_line_to_install_it() -> None:
     error = MissingPackageError("torch", "train", "to convert lite0")
     assert str(error) == "torch is needed to convert lite0, and it is not installed: pip install 'pomona[train]'"
     assert (error.package, error.extra) == ("torch", "train")
+
+
+def test_a_missing_package_survives_a_process_boundary() -> None:
+    error = MissingPackageError("torch", "train", "to convert lite0")
+    again = pickle.loads(pickle.dumps(error))
+    assert (str(again), again.package, again.extra) == (str(error), error.package, error.extra)
