@@ -244,3 +244,17 @@ def test_a_file_and_its_bytes_have_one_hash(tmp_path: Path) -> None:
     data = os.urandom(1_000_003)
     (tmp_path / "file").write_bytes(data)
     assert hash_file(tmp_path / "file") == hash_bytes(data) == hashlib.sha256(data).hexdigest()
+
+
+def test_what_a_killed_process_left_is_removed_after_a_day_and_nothing_else(tmp_path: Path) -> None:
+    old, fresh, other = (tmp_path / f".{name}.partial" for name in ("run.0123abcd", "run.4567cdef", "other.0123abcd"))
+    mine = tmp_path / ".run.notes.partial"
+    for folder in (old, fresh, other, mine):
+        folder.mkdir()
+        (folder / "file").touch()
+    for folder in (old, other, mine):
+        os.utime(folder, (0, 0))
+    with new_folder(tmp_path / "run") as folder:
+        (folder / "file").touch()
+    assert not old.exists()
+    assert all(folder.exists() for folder in (fresh, other, mine))

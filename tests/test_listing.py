@@ -338,3 +338,9 @@ def test_find_photos_keeps_the_order_given(tmp_path: Path, monkeypatch: pytest.M
     assert found("b/**/*.png", Path("[1].jpg")) == ["b/deep/er/1.png", "[1].jpg"]
     assert found("*.tif", "b/notes.txt") == ["*.tif", "b/notes.txt"]
     assert [path.name for path in find_photos(tmp_path / "b" / "deep")] == ["1.png"]
+
+
+def test_a_link_in_a_folder_named_with_a_slash_at_its_end(tmp_path: Path) -> None:
+    real = write_photo(tmp_path / "photos" / "a.png")
+    (tmp_path / "photos" / "b.png").symlink_to(real)
+    assert [path.name for path in find_photos([f"{tmp_path / 'photos'}/"])] == ["a.png"]

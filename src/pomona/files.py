@@ -11,9 +11,11 @@ import ctypes
 import errno
 import hashlib
 import os
+import re
 import secrets
 import shutil
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
+_ABANDONED_S = 24 * 3600
 
 
 def cache_folder() -> Path:
@@ -80,6 +83,7 @@ def storage_errors(task: str) -> Iterator[None]:
         advice = {
             errno.ENOSPC: "the disk is full: free some space, or name another place",
             errno.EDQUOT: "the disk quota is used up: free some space, or name another place",
+            errno.EFBIG: "the file is larger than this system allows: free some space, or name another place",
             errno.EACCES: "no permission: choose a folder you may write to",
             errno.EROFS: "the file system is read-only: name another place",
             errno.EEXIST: "a file of that name is in the way: move it or name another place",
@@ -140,6 +144,7 @@ def new_folder(target: Path) -> Iterator[Path]:
     """
     target = target.resolve()  # a link stays a link, and the folder behind it is replaced
     parent = make_folder(target.parent)
+    _remove_abandoned(parent, target.name)
     staging = parent / f".{target.name}.{secrets.token_hex(4)}.partial"
     make_folder(staging)
     try:
@@ -148,6 +153,15 @@ def new_folder(target: Path) -> Iterator[Path]:
             _replace_folder(staging, target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _remove_abandoned(parent: Path, name: str) -> None:
+    """Remove what a killed process left of earlier tries; a day is longer than any try takes."""
+    left = re.compile(re.escape(f".{name}.") + r"[0-9a-f]{8}\.partial")
+    with contextlib.suppress(OSError):  # another process may be doing the same
+        for path in parent.iterdir():
+            if left.fullmatch(path.name) and path.is_dir() and time.time() - path.stat().st_mtime > _ABANDONED_S:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _replace_folder(new: Path, target: Path) -> None:

@@ -216,7 +216,7 @@ def _walk_folder(root: str, shown: str) -> Listing:
         if real in reached:
             continue
         reached.add(real)
-        real_folders[folder] = real
+        real_folders[os.path.dirname(os.path.join(folder, "x"))] = real  # as its files name it: "photos/" is "photos"
         for entry in _list_folder(folder, listing):
             if _is_folder(entry):
                 (linked if entry.is_symlink() else queue).append((entry.path, (*parts, entry.name)))

@@ -424,7 +424,7 @@ def _require_size(size_px: tuple[int, int], max_pixels: int) -> None:
         raise PhotoError(
             "too_many_pixels",
             f"wanted at most {max_pixels:,} pixels, it has {width_px} x {height_px} = {width_px * height_px:,}: "
-            "shrink it or raise the limit",
+            "shrink it",
         )
 
 
