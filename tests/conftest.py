@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,3 +44,10 @@ def trained(rendered: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainRe
     from pomona.training import TrainOptions, train
 
     return train(TrainOptions(data=rendered, output=tmp_path_factory.mktemp("trained") / "run", imgsz=64))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _interruptible() -> None:
+    """Let Ctrl-C through, here and in the commands that tests start: a job in the background begins with it ignored."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
