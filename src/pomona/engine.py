@@ -106,7 +106,7 @@ class Engine:
             self._infer(self._compiled.create_infer_request(), np.zeros((1, *shape), np.uint8))
 
     def _infer(self, request: ov.InferRequest, pixels: NDArray[np.uint8]) -> Mapping[str, NDArray[np.float32]]:
-        request.infer({0: pixels}, share_inputs=True)
+        request.infer({0: pixels})  # copied: sharing would leave a NumPy array in the hands of OpenVINO's threads
         return {name: request.get_tensor(name).data[0].copy() for name in self.outputs}
 
     def run(self, pixels: NDArray[np.uint8]) -> Mapping[str, NDArray[np.float32]]:
