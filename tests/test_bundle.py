@@ -18,6 +18,7 @@ from pomona.backbone import find_backbone
 from pomona.bundle import (
     BUNDLE_FORMAT,
     HEAD_NAME,
+    LEARNT_NAME,
     MANIFEST_NAME,
     MODEL_NAME,
     Bundle,
@@ -113,6 +114,7 @@ def test_format_1_has_these_fields_for_ever(golden: Bundle, trained: TrainResult
     for folder in (golden.folder, trained.bundle.folder):
         content = _read(folder)
         found = {"": content, **content, "classes": content["classes"][0]}
+        assert found["files"].pop(LEARNT_NAME, "") or folder == golden.folder  # it came later, and may be absent
         assert {part: set(found[part]) for part in fields} == {
             part: set(names.split()) for part, names in fields.items()
         }
@@ -166,7 +168,7 @@ def test_nothing_in_a_run_folder_is_pickled(trained: TrainResult) -> None:
     folder = trained.bundle.folder
     for path in folder.iterdir():
         data = path.read_bytes()
-        assert path.suffix in {".json", ".onnx", ".safetensors", ".csv", ".png", ".yaml", ".html"}, path
+        assert path.suffix in {".json", ".onnx", ".safetensors", ".csv", ".png", ".yaml", ".html", ".txt"}, path
         assert not data.startswith((b"PK", b"\x93NUMPY", *(bytes([0x80, n]) for n in range(2, 6)))), path
         assert b"\x80\x04\x95" not in data, path  # how a frame of pickle protocols 4 and 5 begins
         assert b"ctorch" not in data, path
@@ -332,6 +334,13 @@ def test_answers_come_in_order_with_bad_photos_in_place(golden: Bundle, tmp_path
     assert np.isnan(probabilities).all(axis=1).nonzero()[0].tolist() == sorted(errors)
 
 
+@pytest.mark.parametrize("shown", ["none.jpg", "./none.jpg", "deep//none.jpg"])
+def test_an_error_does_not_repeat_the_name_beside_it(golden: Bundle, shown: str) -> None:
+    answer, *_ = golden.predict([shown])
+    assert answer.file == shown
+    assert (answer.error or "").startswith("wanted a photo file, it cannot be opened")
+
+
 def test_top_answers_are_the_best_in_order(golden: Bundle) -> None:
     photo = GOLDEN / "photos" / "turned.jpg"
     for n_top, n_answers in ((1, 1), (2, 2), (3, 3), (99, 3)):
@@ -375,6 +384,24 @@ def test_evaluation_leaves_out_what_the_bundle_does_not_know(golden: Bundle, tmp
     content = json.loads(json.dumps(score.to_dict()))
     assert (content["n"], content["n_skipped"], content["n_unknown_class"]) == (7, 2, 2)
     assert [level["level"] for level in content["levels"]] == ["level 1", "class"]
+
+
+def test_evaluation_counts_photos_that_were_learnt_from(trained: TrainResult, rendered: Path, golden: Bundle) -> None:
+    bundle = load_bundle(trained.bundle.folder)
+    assert bundle.learnt_from == {photo.sha256 for photo in trained.dataset.part("train").photos}
+    assert (bundle.folder / LEARNT_NAME).read_text().splitlines() == sorted(bundle.learnt_from)
+    score = evaluate_bundle(bundle, load_labelled(bundle, rendered))
+    assert (score.evaluation.n, score.n_learnt, score.to_dict()["n_learnt"]) == (24, 18, 18)
+    kept_apart = evaluate_bundle(bundle, trained.dataset.part("val"))
+    assert (kept_apart.evaluation.n, kept_apart.n_learnt) == (6, 0)
+    assert golden.learnt_from == frozenset()  # written before there was such a file
+
+
+def test_list_of_photos_learnt_from_is_hashed(trained: TrainResult, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(trained.bundle.folder, tmp_path / "run"))
+    (folder / LEARNT_NAME).write_text("")
+    with pytest.raises(BundleDamagedError, match=r"train_photos\.txt is damaged"):
+        load_bundle(folder)
 
 
 def test_evaluation_needs_a_photo_that_counts(golden: Bundle, tmp_path: Path) -> None:

@@ -66,6 +66,18 @@ def test_ambiguous_end_of_a_path_is_no_class() -> None:
     assert ClassTree.from_paths([("Pepper", "Red"), ("Apple", "Red")]).index_of("Red") is None
 
 
+def test_end_of_a_path_never_contradicts_the_folders_above_it() -> None:
+    tree = ClassTree.from_paths(["Apple/Red", "Apple/Green", "Pepper/Yellow"])
+    found = {path: tree.find_end(tuple(path.split("/"))) for path in ("Shop/Apple/Red", "Red", "Shop/Red", "Red/Red")}
+    assert set(found.values()) == {tree.index_of("Red")}
+    assert tree.find_end(("Pepper", "Red")) is None
+    assert tree.find_end(("Pepper", "Shop", "Red")) is None
+    assert tree.find_end(("Yellow", "Red")) is None
+    assert tree.find_end(("Shop",)) is None
+    accents = ClassTree(("Red", "Noir"), ((unicodedata.normalize("NFD", "Açaí"), "Red"), ("Kiwi", "Noir")))
+    assert accents.find_end((unicodedata.normalize("NFC", "Açaí"), "Noir")) is None
+
+
 def test_unicode_forms_match() -> None:
     tree = ClassTree.from_paths([unicodedata.normalize("NFD", "Açaí"), "苹果"])
     assert (

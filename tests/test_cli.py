@@ -346,7 +346,7 @@ def test_json_has_these_keys_and_errors_in_place(tmp_path: Path) -> None:
     assert [list(one) for one in red["top"]] == [["label", "score"]] * 3
     assert (red["label"], green["label"], green["error"]) == ("红苹果", "Granny Smith", None)
     assert {name: missing[name] for name in ("label", "score", "top")} == {"label": None, "score": None, "top": []}
-    assert "no 🍎.jpg: wanted a photo file" in missing["error"]
+    assert missing["error"].startswith("wanted a photo file, it cannot be opened")
     assert "红苹果" in stdout  # written as it is, not as escapes
     assert "Predicting: 3" in stderr
     narrow, _ = _run("predict", BUNDLE, RED, tmp_path / "no 🍎.jpg", "--json", env={"PYTHONIOENCODING": "cp1252"})
@@ -367,7 +367,40 @@ def test_table_names_answers_and_errors(tmp_path: Path) -> None:
     shutil.copy(RED, tmp_path / "[bold]red[-].png")
     stdout, _ = _run("predict", BUNDLE, "[bold]red[-].png", "none.jpg", cwd=tmp_path)
     assert re.search(r"\[bold\]red\[-\]\.png +红苹果 +94\.9% +Banana 5\.0%, Granny Smith 0\.2%", stdout)
-    assert re.search(r"none\.jpg +error: none\.jpg: wanted a photo file", stdout)
+    assert re.search(r"none\.jpg +error: wanted a photo file", stdout)
+
+
+@posix_only
+@pytest.mark.parametrize("form", ["--json", "--csv", ""])
+def test_interrupted_prediction_prints_what_it_has(trained: TrainResult, tmp_path: Path, form: str) -> None:
+    n_photos = 400
+    Image.effect_noise((2500, 2500), 80).convert("RGB").save(tmp_path / "large.png", compress_level=1)
+    arguments = [str(trained.bundle.folder), *["large.png"] * n_photos, "--workers", "1", *filter(None, [form])]
+    with subprocess.Popen(
+        [*POMONA, "predict", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env=BUFFERED,
+    ) as process:
+        assert process.stdout
+        first = ""
+        if form == "--csv":  # rows come one by one
+            first = process.stdout.readline() + process.stdout.readline()
+        else:
+            time.sleep(4)
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert _error(stderr) == "interrupted"
+    found = {
+        "--json": lambda: [answer["file"] for answer in json.loads(stdout)],
+        "--csv": lambda: [row["file"] for row in csv.DictReader(io.StringIO(first + stdout))],
+        "": lambda: re.findall(r"large\.png", stdout),
+    }[form]()
+    assert 0 < len(found) < n_photos
+    assert set(found) == {"large.png"}
 
 
 def test_no_photo_that_can_be_used_is_an_error(tmp_path: Path) -> None:
@@ -408,8 +441,12 @@ def test_train_and_evaluate_report_the_same_numbers_as_json(rendered: Path, tmp_
     same = ("n", "accuracy", "accuracy_interval", "macro_f1", "levels", "per_class")
     assert {name: score[name] for name in same} == {name: result[name] for name in same}
     assert (score["n_skipped"], score["n_unknown_class"], score["unknown_classes"]) == (0, 0, [])
-    stdout, _ = _run("evaluate", output, table)
+    stdout, stderr = _run("evaluate", output, table, "--workers", 1)
     assert f"Right on {score['accuracy']:.1%} of 6 " in stdout
+    assert (score["n_learnt"], "learnt from" in stderr) == (0, False)
+    flattering, stderr = _run("evaluate", output, rendered, "--json")
+    assert json.loads(flattering)["n_learnt"] == 18
+    assert "note: 18 of these 24 photos were learnt from: the numbers are too good" in stderr
     assert "wanted the test part, got val" in _error(_run("evaluate", output, table, "--split", "test", code=1)[1])
 
 
@@ -501,6 +538,9 @@ def test_demo_renders_trains_and_answers(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["train"], "Missing argument"),
+        (["train", ""], "data: wanted a path, got an empty text"),
+        (["train", "x", "--output", ""], "output: wanted a path, got an empty text"),
+        (["evaluate", BUNDLE, "x", "--workers", "0"], "--workers"),
         (["train", "x", "--epochs", "3"], "No such option"),
         (["train", "x", "--imgsz", "big"], "--imgsz"),
         (["train", "x", "--imgsz", "8"], "imgsz: wanted 64 to 1024 pixels, got 8"),
@@ -509,7 +549,7 @@ def test_demo_renders_trains_and_answers(tmp_path: Path) -> None:
         (["train", "x", "--workers", "0"], "workers: wanted 1 or more, got 0"),
         (["demo", "--per-kind", "1"], "per-kind: wanted 2 photos or more"),
         (["demo", "--seed", "-1"], "seed: wanted 0 or more, got -1"),
-        (["demo", "--workers", "0"], "wanted"),
+        (["demo", "--workers", "0"], "workers: wanted 1 or more, got 0"),
         (["predict", BUNDLE], "Missing argument"),
         (["predict", BUNDLE, "x", "--topk", "0"], "--topk"),
         (["predict", BUNDLE, "x", "--json", "--csv"], "wanted --json or --csv, got both"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections import Counter
 from dataclasses import replace
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from pomona.dataset import ClassTree, Dataset, Photo, iter_folds, load_dataset, split_dataset
 from pomona.errors import DataError, OptionError
+from pomona.training import note_data, plan_parts
 
 if TYPE_CHECKING:
     import random
@@ -244,6 +246,18 @@ def test_given_tree_matches_by_path_and_then_by_name(tmp_path: Path) -> None:
     assert dataset.tree is tree
 
 
+def test_folder_of_another_parent_is_an_unknown_class(tmp_path: Path) -> None:
+    tree = ClassTree.from_paths(["Apple/Red", "Apple/Green", "Pepper/Yellow"])
+    write_tree(tmp_path, "Pepper/Red/1.jpg", "Pepper/Yellow/1.jpg", "Green/1.jpg")
+    dataset = load_dataset(tmp_path, tree=tree)
+    assert labelled(dataset) == {
+        "Green/1.jpg": "Apple/Green",
+        "Pepper/Red/1.jpg": "?",
+        "Pepper/Yellow/1.jpg": "Pepper/Yellow",
+    }
+    assert dataset.unknown_labels == ("Pepper/Red",)
+
+
 @pytest.mark.parametrize("wrapper", ["", "grocery/", "a/b/"])
 def test_wrapping_folder_is_stepped_through(tmp_path: Path, wrapper: str) -> None:
     write_tree(tmp_path, *(f"{wrapper}{name}" for name in ("train/Apple/1.jpg", "train/Pear/1.jpg", "val/Pear/2.jpg")))
@@ -256,6 +270,30 @@ def test_level_of_a_single_node_is_dropped(tmp_path: Path) -> None:
     write_tree(tmp_path, "data/Fruit/Apple/1.jpg", "data/Fruit/Pear/1.jpg")
     assert load_dataset(tmp_path).tree.paths == (("Apple",), ("Pear",))
     assert load_dataset(tmp_path / "data" / "Fruit").tree.paths == (("Apple",), ("Pear",))
+
+
+@pytest.mark.parametrize("beside", ["", "icons/1.jpg"])
+def test_part_without_a_usable_photo_is_declared(tmp_path: Path, beside: str) -> None:
+    write_tree(tmp_path, "train/Apple/1.jpg", "train/Pear/1.jpg", *filter(None, [beside]))
+    assert load_dataset(tmp_path / "train").declared_splits == frozenset()
+    (tmp_path / "val" / "Apple").mkdir(parents=True)
+    (tmp_path / "val" / "Apple" / "2.jpg").write_text("<html>")
+    dataset = load_dataset(tmp_path)
+    assert dataset.tree.names == ("Apple", "Pear")
+    assert dataset.declared_splits == {"train", "val"}
+    write_photo(tmp_path / "test" / "3.jpg")
+    assert load_dataset(tmp_path).declared_splits == {"train", "val", "test"}
+    assert {photo.split for photo in dataset.photos} == {"train"}
+
+
+def test_table_declares_parts_of_rows_that_cannot_be_used(tmp_path: Path) -> None:
+    write_tree(tmp_path, "a.jpg", "b.jpg")
+    (tmp_path / "t.csv").write_text(
+        "file_name,label,split\na.jpg,Apple,train\nb.jpg,Pear,train\ngone.jpg,Pear,val\na.jpg,,test\n"
+    )
+    dataset = load_dataset(tmp_path / "t.csv")
+    assert dataset.declared_splits == {"train", "val", "test"}
+    assert {photo.split for photo in dataset.photos} == {"train"}
 
 
 def test_class_called_train_is_a_class(tmp_path: Path) -> None:
@@ -337,10 +375,61 @@ def test_table_groups_that_share_a_photo_become_one(tmp_path: Path) -> None:
     assert load_dataset(tmp_path / "t.csv").groups.tolist() == ["g1"] * 5 + ["g4"]
 
 
+def test_groups_that_the_given_split_divides_are_told(tmp_path: Path) -> None:
+    for name, content in {"a": "1", "b": "2", "c": "3", "d": "4", "e": "4"}.items():
+        write_photo(tmp_path / name, content)
+    rows = ["a,X,train,g10", "b,X,val,g10", "c,Y,train,g9", "d,Y,train,", "e,Y,val,"]
+    (tmp_path / "t.csv").write_text("\n".join(["file_name,label,split,group", *rows]))
+    dataset = load_dataset(tmp_path / "t.csv")
+    assert dataset.divided_groups == ("g10",)
+    assert dataset.leaks == (("d", "e"),)
+    placed = replace(dataset, photos=tuple(replace(photo, split=None) for photo in dataset.photos))
+    assert split_dataset(placed, val_share=0.5).divided_groups == placed.divided_groups == ()
+
+
 def test_same_photo_with_two_labels_is_a_conflict(tmp_path: Path) -> None:
     write_tree(tmp_path, "a.jpg")
     (tmp_path / "list.txt").write_text("a.jpg Apple\na.jpg Pear\n")
     assert load_dataset(tmp_path / "list.txt").conflicts == (("a.jpg", "a.jpg"),)
+
+
+# --- what training makes of it --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("splits", "declared", "evaluated_on", "note"),
+    [
+        ([None] * 8, "val", "photos kept apart", "The val part has no usable photo; 2 photos were kept apart"),
+        (["train"] * 8, "val test", "photos kept apart", "The val and test parts have no usable photo; 2 photos were"),
+        (["train"] * 6 + ["test"] * 2, "val", "photos of the test part", "The val part .*; the L2 strength was chosen"),
+        (["train"] * 6 + ["val"] * 2, "test", "photos of the val part", "The test part .*; the numbers are measured"),
+    ],
+)
+def test_a_part_without_a_usable_photo_is_told(
+    splits: list[str | None], declared: str, evaluated_on: str, note: str
+) -> None:
+    dataset = dataset_of([0, 1] * 4, list("abcdefgh"), splits)
+    parts = frozenset(declared.split()) | {split for split in splits if split}
+    placed, plan = plan_parts(replace(dataset, declared_splits=parts), 0.25, 0)  # type: ignore[arg-type]
+    assert re.match(note, plan.notes[-1])
+    assert plan.evaluated_on == evaluated_on
+    assert {photo.split for photo in placed.photos} == {"train", plan.report_on}
+    assert not any("no usable photo" in text for text in plan_parts(dataset, 0.25, 0)[1].notes)
+
+
+def test_divided_groups_are_told() -> None:
+    dataset = dataset_of([0, 0, 1, 1], ["tree 1", "tree 1", "b", "c"], ["train", "val", "train", "val"])
+    told = "Groups with photos on both sides of a split: 1 (tree 1)."
+    assert told in note_data(dataset, 2)
+    assert not any("Groups" in note for note in note_data(replace(dataset, photos=dataset.photos[1:]), 2))
+
+
+def test_errors_call_the_data_what_the_user_called_it() -> None:
+    dataset = dataset_of([0, 1], ["a", "b"], ["val", "val"])
+    with pytest.raises(DataError, match=r"^\.: wanted a train part"):
+        plan_parts(dataset, 0.2, 0)
+    with pytest.raises(DataError, match=r"^my photos\.zip: wanted a train part"):
+        plan_parts(replace(dataset, shown="my photos.zip"), 0.2, 0)
 
 
 # --- real photos ----------------------------------------------------------------------------------------------------

@@ -216,15 +216,41 @@ def test_damage_that_only_writing_meets_is_moved_aside_too(fresh_cache: Path) ->
     assert n_aside > 0
 
 
-def test_a_cache_that_cannot_be_opened_is_a_storage_error(fresh_cache: Path) -> None:
-    pool = Pool.draw(1)
+@pytest.mark.parametrize("stranger", ["folder", "columns", "key", "view"])
+def test_something_else_in_the_place_of_the_cache_is_moved_aside(fresh_cache: Path, stranger: str) -> None:
+    pool = Pool.draw(2)
+    fresh = pool.extract()
+    path = find_cache()
+    for part in path.parent.iterdir():
+        part.unlink()
+    if stranger == "folder":
+        path.mkdir()
+    else:
+        table = {
+            "columns": "CREATE TABLE vectors (sha256 BLOB PRIMARY KEY, vector BLOB)",
+            "key": "CREATE TABLE vectors (sha256 BLOB, vector BLOB, crc INTEGER)",
+            "view": "CREATE VIEW vectors AS SELECT 1 AS sha256, 2 AS vector, 3 AS crc",
+        }
+        with contextlib.closing(sqlite3.connect(path)) as connection:
+            connection.execute(table[stranger])
+    for n_computed in (2, 0):
+        again = pool.extract()
+        np.testing.assert_array_equal(again.values, fresh.values)
+        assert again.n_computed == n_computed
+    (aside,) = find_aside()
+    assert aside.is_dir() == (stranger == "folder")
+
+
+def test_a_cache_without_permission_says_so(fresh_cache: Path) -> None:
     with contextlib.closing(VectorCache(BACKBONE)) as cache:
-        cache.path.with_name("stand in").mkdir()
-    cache.path.unlink()
-    cache.path.with_name("stand in").rename(cache.path)
-    with pytest.raises(StorageError, match=r"could not open the feature cache .*name another folder in POMONA_CACHE"):
-        pool.extract()
-    assert cache.path.is_dir()
+        path = cache.path
+    path.unlink()
+    path.symlink_to(path.parent / "nowhere" / "cache.sqlite")  # what root cannot open either
+    with pytest.raises(
+        StorageError, match=r"could not open .*; make sure that you may read and write it and its folder, or name"
+    ):
+        Pool.draw(1).extract()
+    assert path.is_symlink()
     assert find_aside() == []
 
 

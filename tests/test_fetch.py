@@ -579,7 +579,7 @@ def test_a_silent_server_is_given_up(silent: SilentServer, home: Path, monkeypat
 @needs_git
 @posix_only
 def test_an_interrupt_ends_git_and_leaves_nothing(silent: SilentServer, home: Path) -> None:
-    # In a process of its own: pytest's fault handler gives signals a stack that can be too small for this one's registers.
+    # In a process of its own: the signal stack of pytest's fault handler can be too small, which ends the process.
     program = (
         "import sys\nfrom dataclasses import replace\nfrom pathlib import Path\n"
         "from pomona.fetch import PHOTO_SETS, fetch_photo_set\n"

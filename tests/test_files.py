@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,7 +20,6 @@ from pomona.files import cache_folder, hash_bytes, hash_file, make_folder, new_f
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 
 def list_names(folder: Path) -> list[str]:
@@ -185,6 +185,23 @@ def test_a_reader_always_finds_a_whole_folder(tmp_path: Path) -> None:
     assert writer.returncode == 0
     assert n_looks > 100
     assert list_names(target) == ["a", "b"]
+    assert list_names(tmp_path) == ["run"]
+
+
+def test_a_folder_that_comes_in_between_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "run"
+    rename = Path.rename
+
+    def rename_late(source: Path, to: Path) -> Path:
+        if not target.exists():  # the other process is quicker by this much
+            target.mkdir()
+            (target / "other").write_text("other")
+        return rename(source, to)
+
+    with new_folder(target) as folder:
+        (folder / "mine").write_text("mine")
+        monkeypatch.setattr(Path, "rename", rename_late)
+    assert list_names(target) == ["mine"]
     assert list_names(tmp_path) == ["run"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import struct
 import unicodedata
@@ -13,9 +14,10 @@ from typing import TYPE_CHECKING
 import pytest
 from PIL import Image
 
-from pomona.dataset import find_photos, load_dataset
+from pomona.bundle import MANIFEST_NAME as BUNDLE_MANIFEST_NAME
+from pomona.dataset import find_photos, load_dataset, split_dataset
 from pomona.errors import DataError
-from pomona.files import cache_folder
+from pomona.files import MANIFEST_NAME, cache_folder
 
 if TYPE_CHECKING:
     from pomona.dataset import Dataset
@@ -48,6 +50,7 @@ def test_files_are_told_by_content(tmp_path: Path) -> None:
     (tmp_path / "classes.csv").write_text("a,b")
     (tmp_path / "LICENSE").write_text("free")
     (tmp_path / "Apple" / "Thumbs.db").write_bytes(b"\xff\xd8\xff")
+    (tmp_path / "Pear" / ".DS_Store").write_bytes(b"Bud1")
     (tmp_path / "Apple" / "empty").touch()
     (tmp_path / "Apple" / "empty.jpg").touch()
     (tmp_path / "Apple" / "page.JPG").write_text("<html>")
@@ -55,7 +58,7 @@ def test_files_are_told_by_content(tmp_path: Path) -> None:
     (tmp_path / "Apple" / "round.png").symlink_to("round.png")
     dataset = load_dataset(tmp_path)
     assert sorted(labelled(dataset)) == ["Apple/1.jpg", "Pear/2.png", "Pear/photo-without-suffix"]
-    assert dataset.n_ignored == 4
+    assert dataset.n_ignored == 5
     assert {one.name: one.fault for one in dataset.skipped} == {
         "Apple/empty.jpg": "empty",
         "Apple/gone.png": "not_found",
@@ -139,6 +142,51 @@ def test_paths_that_cannot_be_used(tmp_path: Path) -> None:
         load_dataset("")
     with pytest.raises(DataError, match="empty"):
         load_dataset([])
+
+
+def write_run(folder: Path) -> Path:
+    """Write what tells a run folder, a picture of its own and one in a folder below."""
+    write_tree(folder, "confusion_matrix.png", "below/1.png")
+    (folder / MANIFEST_NAME).write_text("{}")
+    return folder
+
+
+def test_folder_of_a_run_is_no_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert MANIFEST_NAME == BUNDLE_MANIFEST_NAME
+    write_tree(tmp_path, "flat/Apple/1.jpg", "flat/Pear/1.jpg")
+    write_run(tmp_path / "flat" / "run")
+    monkeypatch.chdir(tmp_path)
+    photos = {"Apple/1.jpg": "Apple", "Pear/1.jpg": "Pear"}
+    walked = load_dataset("flat")
+    assert labelled(walked) == photos
+    assert walked.n_ignored == 3
+    for data in ("flat/*/*", "flat/*", "flat/**/*g", ["flat/*/*", "flat/run/*/*", "flat/run"]):
+        assert labelled(load_dataset(data)) == photos, data
+    assert load_dataset("flat/*/*").n_ignored == 2
+    assert labelled(load_dataset(["flat/*/*.jpg", "flat/run/confusion_matrix.png"])) == photos
+    write_tree(tmp_path, "flat/run/photos/Apple/1.jpg", "flat/run/photos/Pear/1.jpg")
+    assert labelled(load_dataset("flat/run/photos/*/*")) == photos
+    for data in ("flat/run", "flat/run/*.png", "flat/run/*/*"):
+        with pytest.raises(DataError, match=r"nothing in .*run is taken: it holds pomona.json"):
+            load_dataset(data)
+
+
+def test_pictures_of_a_run_are_predicted_only_when_named_themselves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_tree(tmp_path, "w/1.jpg", "w/deep/2.jpg")
+    write_run(tmp_path / "w" / "run")
+    monkeypatch.chdir(tmp_path)
+
+    def found(item: str) -> list[str]:
+        return [path.as_posix() for path in find_photos(item)]
+
+    assert found("w") == ["w/1.jpg", "w/deep/2.jpg"]
+    assert found("w/**/*") == ["w/1.jpg", "w/deep/2.jpg"]
+    assert found("w/*") == ["w/1.jpg", "w/deep/2.jpg"]
+    assert found("w/*/*") == ["w/deep/2.jpg"]
+    assert found("w/run") == []
+    assert found("w/run/confusion_matrix.png") == ["w/run/confusion_matrix.png"]
 
 
 # --- tables, lists, patterns, zips ------------------------------------------------------------------------------------
@@ -261,9 +309,35 @@ def test_zip(tmp_path: Path) -> None:
     assert (len(dataset.part("val").photos), dataset.n_ignored) == (1, 1)
     assert dataset.root.parent == cache_folder() / "zips"
     assert sorted(tmp_path.iterdir()) == before
-    marker = dataset.root / "d" / "train" / "Apple" / "2.jpg"
-    write_photo(marker)
-    assert load_dataset(path).n_photos == 4
+    unpacked = dataset.root.stat().st_ino
+    assert load_dataset(path).n_photos == 3
+    assert dataset.root.stat().st_ino == unpacked
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone", "added", "emptied"])
+def test_damaged_unpacked_zip_is_unpacked_again(tmp_path: Path, damage: str) -> None:
+    path = write_zip(tmp_path / "data.zip", "Apple/1.jpg", "Pear/1.jpg", "Pear/2.jpg")
+    dataset = load_dataset(path)
+    photo = dataset.root / "Pear" / "2.jpg"
+    if damage == "cut":
+        photo.write_bytes(photo.read_bytes()[:5])
+    elif damage == "gone":
+        photo.unlink()
+    elif damage == "added":
+        write_photo(dataset.root / "Kiwi" / "1.jpg")
+    else:
+        shutil.rmtree(dataset.root)
+        dataset.root.mkdir()
+    assert load_dataset(path) == dataset
+
+
+def test_zip_is_called_by_its_own_name(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "data.zip", "Apple/1.jpg", "Pear/1.jpg")
+    dataset = load_dataset(path)
+    assert dataset.shown == str(path)
+    with pytest.raises(DataError, match="no photo can be spared") as caught:
+        split_dataset(dataset)
+    assert str(caught.value).startswith(f"{path}: ")
 
 
 def test_zip_with_names_in_an_unnamed_encoding(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ LANGUAGES = ("README.md", "README.zh.md")
 FLOWS = ("docs/flow.md", "docs/zh/flow.md")
 FORMAT = "docs/bundle-format.md"
 NEEDS_INTERNET = "pomona fetch "
-FILE_SUFFIXES = "csv|html|json|onnx|png|safetensors|yaml"
+FILE_SUFFIXES = "csv|html|json|onnx|png|safetensors|txt|yaml"
 
 pytestmark = pytest.mark.skipif(not shutil.which("sh"), reason="the commands are written for sh")
 

@@ -16,7 +16,8 @@ from PIL import Image
 
 from pomona.errors import StorageError
 from pomona.evaluation import Evaluation, evaluate, mistakes
-from pomona.report import ClassCount, FitRow, MistakeCard, ReportData, Stage, draw_confusion, write_report
+from pomona.head import Fit
+from pomona.report import ClassCount, MistakeCard, ReportData, Stage, draw_confusion, write_report
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -84,7 +85,8 @@ def _full(name: str) -> ReportData:
         stages=[Stage(name, 1.5, 300), Stage("Write", 0.0)],
         settings={name: name, "time": None, "resume": True, "lr": 0.001, "of": [1, name]},
         provenance={name: name},
-        fits=[FitRow(0.1, 0.7, 0.8, 0.2), FitRow(1, 0.4321, 0.9, 0.2, chosen=True)],
+        fits=[Fit(0.1, 0.8, 0.7, 30, 0.2), Fit(1, 0.9, 0.4321, 20, 0.2)],
+        chosen_l2=1,
     )
 
 
@@ -194,6 +196,13 @@ def test_long_lists_are_cut_and_say_so(tmp_path: Path) -> None:
     assert "and 6 more, see predictions.csv" in text
     assert "and 28 more, see audit.csv" in text
     assert "26 truncated, 14 empty." in text
+
+
+def test_mistakes_without_a_card_are_counted(tmp_path: Path) -> None:
+    found = evaluate(np.eye(2)[[1] * 40], np.array([0] * 30 + [1] * 10), classes=["apple", "pear"])
+    cards = [MistakeCard(f"{k}.jpg", "pear", "apple", 1) for k in range(24)]
+    text = _Page(_write(tmp_path, ReportData(title="fruit", evaluation=found, mistakes=cards))).text
+    assert "and 6 more, see predictions.csv" in text
 
 
 def test_the_file_stays_small_with_a_hundred_classes_and_large_thumbnails(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from pomona.errors import DataError, OptionError, StorageError
 from pomona.files import hash_file
 from pomona.run_folder import RUN_FILES
 from pomona.samples import KINDS, render_photo
-from pomona.training import TrainOptions, TrainResult, train
+from pomona.training import N_FOLDS, TrainOptions, TrainResult, list_folds, train
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -234,7 +234,11 @@ def test_files_of_a_run_agree_with_each_other(trained: TrainResult) -> None:
     assert set(settings) == set(TrainOptions.__dataclass_fields__)
     assert (settings["imgsz"], settings["seed"], settings["workers"]) == (64, 0, None)
     provenance = trained.bundle.manifest.provenance
-    assert {name: provenance[f"option_{name}"] for name in settings} == settings
+    kept = settings.keys() - {"data", "output"}
+    assert {name: provenance[f"option_{name}"] for name in kept} == {name: settings[name] for name in kept}
+    assert provenance["option_data"] == "fruit"
+    assert str(folder.parent) not in (folder / "pomona.json").read_text(encoding="utf-8")
+    assert settings["output"] == str(folder)  # a path of this machine is here and nowhere else
     assert provenance["dataset_fingerprint"] == trained.dataset.fingerprint
 
     with Image.open(folder / "confusion_matrix.png") as picture:
@@ -359,9 +363,67 @@ def test_default_place_is_named_after_the_data(tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path)
     (tmp_path / "fruit.v2").mkdir()
     (tmp_path / "list.of.csv").touch()
-    wanted = {"fruit.v2": "fruit.v2", "list.of.csv": "list.of", "photos/*/*.jpg": "run", "fruit.v2/": "fruit.v2"}
+    wanted = {"fruit.v2": "fruit.v2", "list.of.csv": "list.of", "photos/*/*.jpg": "photos", "fruit.v2/": "fruit.v2"}
+    wanted |= {"../tree.v1/*/*/*.jpg": "tree.v1", "*/*.jpg": tmp_path.name, "/*/*.jpg": "run"}
     for data, name in wanted.items():
         assert TrainOptions(data=Path(data)).resolve().output == Path("runs") / name
+
+
+def test_default_place_is_not_that_of_a_run_of_other_data(
+    rendered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("one/fruit", "two/fruit"):
+        _place(rendered, tmp_path / name, range(1, 4), ["Banana", "Orange"])
+    places = []
+    for data in ("one/fruit", "two/fruit", "one/fruit", "two/fruit", str(tmp_path / "two" / "fruit")):
+        result = train(TrainOptions(data=Path(data), imgsz=64))
+        places.append(str(result.bundle.folder))
+    assert places == ["runs/fruit", "runs/fruit-2", "runs/fruit", "runs/fruit-2", "runs/fruit-2"]
+    (tmp_path / "runs" / "fruit" / "args.yaml").write_text("data: [")  # nobody knows of what data this run is
+    assert TrainOptions(data=Path("one/fruit")).resolve().output == Path("runs/fruit-3")
+    named = TrainOptions(data=Path("one/fruit"), output=Path("runs/fruit-2")).resolve()
+    assert named.output == Path("runs/fruit-2")  # whoever names a place means it
+
+
+def test_home_is_meant_by_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    options = TrainOptions(data=Path("~/fruit"), output=Path("~/run")).resolve()
+    assert (options.data, options.output) == (tmp_path / "fruit", tmp_path / "run")
+
+
+def test_photo_that_changes_while_training_is_not_blamed_on_the_cache(rendered: Path, tmp_path: Path) -> None:
+    shutil.copytree(rendered, tmp_path / "data")
+
+    def change(step: str, n_done: int, n_total: int) -> None:
+        if step == "save":
+            for i, photo in enumerate(sorted((tmp_path / "data").rglob("*.jpg"))):
+                Image.new("RGB", (20, 20), (i, 200, 9)).save(photo)
+
+    train(TrainOptions(data=tmp_path / "data", output=tmp_path / "run", imgsz=64), on_progress=change)
+    load_bundle(tmp_path / "run")
+
+
+# --- folds ----------------------------------------------------------------------------------------------------------
+
+
+def test_folds_hold_out_only_what_they_have_learnt() -> None:
+    labels = np.array([0] * 6 + [1] * 6 + [2])  # nothing is left of class 2 where its only photo is held out
+    groups = np.array([str(i) for i in range(13)])
+    folds = list_folds(labels, groups, seed=0)
+    assert len(folds) == N_FOLDS
+    held_out = np.concatenate([rows for _, rows in folds])
+    assert sorted(held_out) == list(range(12))
+    assert any(12 in fitted for fitted, _ in folds)
+    assert all(set(labels[rows]) <= set(labels[fitted]) for fitted, rows in folds)
+
+
+@pytest.mark.parametrize(
+    ("labels", "groups", "n_folds"),
+    [([0, 0, 1, 1], "abcd", 4), ([0, 1], "ab", 0), ([0, 0, 1], "aab", 0), ([0, 0, 1], "abc", 2), ([0, 1, 0], "aab", 2)],
+)
+def test_folds_are_as_many_as_are_of_use(labels: list[int], groups: str, n_folds: int) -> None:
+    assert len(list_folds(np.array(labels), np.array(list(groups)), seed=0)) == n_folds
 
 
 @pytest.mark.parametrize(
@@ -393,7 +455,7 @@ def test_names_that_are_no_text_do_not_end_a_run(rendered: Path, tmp_path: Path)
     result = _train(data, tmp_path / "run")
     assert "苹果 🍎" in result.dataset.tree.names
     bundle = load_bundle(tmp_path / "run")
-    assert bundle.manifest.provenance["option_data"] == f"{tmp_path}/caf\ufffd\ufffd🍎"
+    assert bundle.manifest.provenance["option_data"] == "caf\ufffd\ufffd🍎"
     assert all(answer.label for answer in bundle.predict([photo.path for photo in result.dataset.photos]))
 
 

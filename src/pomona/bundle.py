@@ -28,7 +28,7 @@ from pomona.files import hash_bytes, hash_file, write_atomic
 from pomona.photo import decode_photo, read_photo_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -42,6 +42,7 @@ BUNDLE_FORMAT = 1
 MANIFEST_NAME = "pomona.json"
 MODEL_NAME = "model.onnx"
 HEAD_NAME = "head.safetensors"
+LEARNT_NAME = "train_photos.txt"
 
 
 class _Strict(BaseModel):
@@ -177,11 +178,18 @@ class Bundle:
         """The whole graph, compiled on first use."""
         return Engine(self.folder / MODEL_NAME, n_workers=self.n_workers)
 
-    def predict_pixels(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Probabilities (N, C) of preprocessed photos (N, S, S, 3) uint8."""
-        return np.asarray(self.engine.run(pixels)["probabilities"])
+    @cached_property
+    def learnt_from(self) -> frozenset[str]:
+        """Hashes of the photos that it was fitted on; none where the bundle does not say."""
+        if LEARNT_NAME not in self.manifest.files:
+            return frozenset()
+        path = self.folder / LEARNT_NAME
+        try:
+            return frozenset(path.read_text(encoding="ascii").split())
+        except (OSError, ValueError) as error:
+            raise BundleDamagedError(f"{path}: wanted a line for each photo learnt from, got: {error}") from error
 
-    def predict(self, photos: Sequence[str | Path | bytes], *, n_top: int = 5) -> Iterator[Prediction]:
+    def predict(self, photos: Sequence[str | Path | bytes], *, n_top: int = 5) -> Generator[Prediction]:
         """Answer for each photo, in the order given; a photo that cannot be used is an answer with an error.
 
         Parameters
@@ -226,11 +234,16 @@ class Bundle:
         self, file: str, outcome: Mapping[str, NDArray[np.float32]] | PhotoError, n_top: int
     ) -> Prediction:
         if isinstance(outcome, PhotoError):
-            return Prediction(file, error=str(outcome))
+            return Prediction(file, error=_say_fault(file, outcome))
         probabilities = outcome["probabilities"]
         best = np.argsort(-probabilities, kind="stable")[: max(1, n_top)]
         top = tuple(Answer(self.tree.names[c], float(probabilities[c])) for c in best)
         return Prediction(file, top[0].label, top[0].score, top[:n_top])
+
+
+def _say_fault(file: str, error: PhotoError) -> str:
+    """What is wrong with a photo, without its name: that stands beside it."""
+    return str(error).removeprefix(f"{Path(file)}: ")
 
 
 @dataclass(frozen=True)
@@ -247,12 +260,15 @@ class BundleScore:
         Photos left out because the bundle does not know their class.
     unknown_labels : tuple of str
         Those classes.
+    n_learnt : int
+        Photos among those measured that the bundle was fitted on; they make the metrics too good.
     """
 
     evaluation: Evaluation
     skipped: tuple[Skipped, ...]
     n_unknown_class: int
     unknown_labels: tuple[str, ...]
+    n_learnt: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """The score as plain values for JSON."""
@@ -261,6 +277,7 @@ class BundleScore:
             "n_skipped": len(self.skipped),
             "n_unknown_class": self.n_unknown_class,
             "unknown_classes": list(self.unknown_labels),
+            "n_learnt": self.n_learnt,
         }
 
 
@@ -289,7 +306,7 @@ def load_labelled(bundle: Bundle, data: str | Path, *, split: Split | None = Non
     if wanted is None or wanted not in present:
         found = ", ".join(sorted(str(part) for part in present if part)) or "no parts"
         raise DataError(
-            f"{dataset.root}: wanted the {wanted or 'test or val'} part, got {found}; name another with --split"
+            f"{dataset.shown}: wanted the {wanted or 'test or val'} part, got {found}; name another with --split"
         )
     return dataset.part(wanted)
 
@@ -318,17 +335,21 @@ def evaluate_bundle(
     usable = [i for i in range(len(known)) if i not in errors]
     if not usable:
         raise DataError(
-            f"no photo of {dataset.root} can be evaluated: {len(dataset.photos) - len(known)} have a class that "
+            f"no photo of {dataset.shown} can be evaluated: {len(dataset.photos) - len(known)} have a class that "
             f"the bundle does not know, {len(errors) + len(dataset.skipped)} cannot be used"
         )
-    failed = tuple(Skipped(known[i].name, known[i].path, e.fault, str(e)) for i, e in sorted(errors.items()))
+    failed = tuple(
+        Skipped(known[i].name, known[i].path, error.fault, _say_fault(str(known[i].path), error))
+        for i, error in sorted(errors.items())
+    )
     labels = np.array([known[i].label for i in usable])
     groups = np.array([known[i].group for i in usable])
     evaluation = evaluate(
         probabilities[usable], labels, classes=bundle.tree.names, levels=list_levels(bundle.tree), groups=groups
     )
     n_unknown = len(dataset.photos) - len(known)
-    return BundleScore(evaluation, dataset.skipped + failed, n_unknown, dataset.unknown_labels)
+    n_learnt = sum(known[i].sha256 in bundle.learnt_from for i in usable)
+    return BundleScore(evaluation, dataset.skipped + failed, n_unknown, dataset.unknown_labels, n_learnt)
 
 
 def list_levels(tree: ClassTree) -> list[tuple[str, tuple[str, ...], NDArray[np.intp]]]:
@@ -344,6 +365,7 @@ def write_bundle(
     tree: ClassTree,
     created: str,
     provenance: Mapping[str, str | int | float | bool | None],
+    learnt_from: Iterable[str] | None = None,
 ) -> Bundle:
     """Write what a prediction needs into a folder: the graph, the head on its own, and last the manifest.
 
@@ -357,6 +379,8 @@ def write_bundle(
         UTC time, ISO 8601.
     provenance : mapping
         Where it comes from: dataset fingerprint, counts, seed, settings.
+    learnt_from : iterable of str, optional
+        Hashes of the photos that the head was fitted on.
 
     Returns
     -------
@@ -367,8 +391,11 @@ def write_bundle(
 
     model = build_model(load_network(backbone), head)
     tensors = _save_tensors({"weights": head.weights, "bias": head.bias})
-    write_atomic(folder / MODEL_NAME, model)
-    write_atomic(folder / HEAD_NAME, tensors)
+    contents = {MODEL_NAME: model, HEAD_NAME: tensors}
+    if learnt_from is not None:
+        contents[LEARNT_NAME] = "".join(f"{sha256}\n" for sha256 in sorted(learnt_from)).encode("ascii")
+    for name, content in contents.items():
+        write_atomic(folder / name, content)
     manifest = Manifest(
         format=BUNDLE_FORMAT,
         pomona_version=__version__,
@@ -383,7 +410,7 @@ def write_bundle(
             pooled=backbone.pooled,
         ),
         provenance=dict(provenance),
-        files={MODEL_NAME: hash_bytes(model), HEAD_NAME: hash_bytes(tensors)},
+        files={name: hash_bytes(content) for name, content in contents.items()},
     ).seal()
     write_atomic(folder / MANIFEST_NAME, manifest.model_dump_json(indent=2) + "\n")
     return Bundle(folder, manifest)

@@ -106,6 +106,37 @@ class ClassTree:
         """
         return self._indices.get(_normalise(label))
 
+    def find_end(self, path: ClassPath) -> int | None:
+        """Find a class by the longest end of a path that names one, as data under other folders needs.
+
+        Parameters
+        ----------
+        path : tuple of str
+            From the root down, such as ``("Shop", "Apple", "Gala")``.
+
+        Returns
+        -------
+        int or None
+            Index of the class; None if there is none, or if the tree knows a folder above it as something else: a red
+            pepper is no red apple, although both are red.
+
+        Examples
+        --------
+        >>> tree = ClassTree.from_paths(["Apple/Red", "Apple/Green", "Pepper/Yellow"])
+        >>> tree.find_end(("Shop", "Red")), tree.find_end(("Pepper", "Red"))
+        (1, None)
+        """
+        for start in range(len(path)):
+            index = self.index_of("/".join(path[start:]))
+            if index is not None:
+                strange = self._parts - {_normalise(part) for part in self.paths[index]}
+                return None if any(_normalise(part) in strange for part in path[:start]) else index
+        return None
+
+    @cached_property
+    def _parts(self) -> frozenset[str]:
+        return frozenset(_normalise(part) for path in self.paths for part in path)
+
     @cached_property
     def _indices(self) -> dict[str, int]:
         n_ends = Counter(end for path in self.paths for end in _path_ends(path))

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pomona.backbone import Backbone, BackboneName, find_backbone
-from pomona.dataset import iter_folds
 from pomona.errors import DataError, MissingPackageError, PhotoError
 from pomona.features import check_unchanged, extract_vectors
 from pomona.files import hash_bytes
 from pomona.head import STRENGTHS, fit_head
 from pomona.photo import decode_photo, read_photo_bytes
+from pomona.training import list_folds
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import ArrayLike, NDArray
-
-_N_FOLDS = 5
 
 
 class PomonaClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -115,7 +113,7 @@ class PomonaClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             raise DataError(f"wanted two classes or more, got {len(self.classes_)}")
         vectors, hashes = self._embed(photos)
         strengths = STRENGTHS if self.l2 is None else (self.l2,)
-        folds = [] if self.l2 is not None else self._list_folds(labels, hashes)
+        folds = [] if self.l2 is not None else list_folds(labels, hashes, seed=self.seed)
         self.head_, _ = fit_head(vectors, labels, len(self.classes_), folds, strengths=strengths)
         self.l2_ = self.head_.l2
         self.n_features_in_ = vectors.shape[1]
@@ -133,14 +131,6 @@ class PomonaClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         probabilities = self.predict_proba(X)
         answers: NDArray[Any] = self.classes_[probabilities.argmax(axis=1)]
         return answers
-
-    def _list_folds(
-        self, labels: NDArray[np.intp], hashes: NDArray[np.str_]
-    ) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
-        n_folds = min(_N_FOLDS, len(np.unique(hashes)))
-        folds = iter_folds(labels, hashes, n_folds=n_folds, seed=self.seed) if n_folds > 1 else iter(())
-        usable = [(rows, held_out) for rows, held_out in folds if len(np.unique(labels[rows])) == len(self.classes_)]
-        return usable if len(usable) > 1 else []  # of a single pair, only the first part would be fitted on
 
     def _embed(self, photos: Sequence[Any]) -> tuple[NDArray[np.float32], NDArray[np.str_]]:
         """Features (N, D) and content hashes (N,) of photos."""

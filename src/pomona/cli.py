@@ -16,7 +16,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_type_hints
 
@@ -42,7 +42,6 @@ _STEPS = {
     "evaluate": "Evaluating",
     "save": "Writing the run",
     "predict": "Predicting",
-    "fetch": "Fetching",
 }
 
 _OPTIONS: dict[str, tuple[str, str, tuple[str, ...]]] = {
@@ -52,6 +51,9 @@ _OPTIONS: dict[str, tuple[str, str, tuple[str, ...]]] = {
 """Where the options class of a command is, and which of its fields are arguments."""
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Workers = Annotated[
+    int | None, typer.Option(min=1, help="Threads for decoding and the network; by default every core.")
+]
 
 
 # --- edge -----------------------------------------------------------------------------------------------------------
@@ -172,10 +174,20 @@ def list_flags(options_class: type[Any]) -> Mapping[str, tuple[Any, str, Any]]:
 
 
 def _to_parameter(name: str, kind: Any, text: str, default: Any, *, is_argument: bool) -> inspect.Parameter:
-    description = typer.Argument(help=text) if is_argument else typer.Option(help=text)
+    parser = functools.partial(_parse_path, name) if Path in (kind, *get_args(kind)) else None
+    if parser:
+        functools.update_wrapper(parser, Path)  # help shows its name: PATH
+    description = typer.Argument(help=text, parser=parser) if is_argument else typer.Option(help=text, parser=parser)
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, description]
     )
+
+
+def _parse_path(name: str, text: str) -> Path:
+    """Refuse an empty text, which `Path` would take for the current folder."""
+    if text == "":
+        raise typer.BadParameter("wanted a path, got an empty text", param_hint=name)
+    return Path(text)
 
 
 # --- commands -------------------------------------------------------------------------------------------------------
@@ -251,15 +263,20 @@ def evaluate(
     split: Annotated[
         Literal["train", "val", "test"] | None, typer.Option(help="Part to take; by default test, else val, else all.")
     ] = None,
+    workers: Workers = None,
     as_json: Json = False,
 ) -> None:
     """Measure a recogniser on labelled photos."""
     from pomona.bundle import evaluate_bundle, load_bundle, load_labelled
 
-    bundle = load_bundle(run)
+    bundle = load_bundle(run, n_workers=workers)
     with _show_progress() as on_progress:
         dataset = load_labelled(bundle, data, split=split)
         score = evaluate_bundle(bundle, dataset, on_photo=functools.partial(on_progress, "evaluate"))
+    if score.n_learnt:
+        n_measured = score.evaluation.n
+        of_these = f"{score.n_learnt:,} of these {n_measured:,} photos were" if n_measured > 1 else "this photo was"
+        _warn(f"{of_these} learnt from: the numbers are too good")
     if as_json:
         _print_json(score.to_dict())
         return
@@ -280,11 +297,14 @@ def predict(
     ],
     *,
     topk: Annotated[int, typer.Option(min=1, help="How many of the most probable classes to name.")] = 5,
-    workers: Annotated[int | None, typer.Option(min=1, help="Threads; by default every core.")] = None,
+    workers: Workers = None,
     as_json: Json = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print the result as CSV.")] = False,
 ) -> None:
-    """Name the fruit in photos. A photo that cannot be used is an error line in its place."""
+    """Name the fruit in photos. A photo that cannot be used is an error line in its place.
+
+    Stopped halfway, it prints the answers it has.
+    """
     from pomona.bundle import load_bundle
     from pomona.dataset import find_photos
 
@@ -293,17 +313,28 @@ def predict(
     listed = [path for item in photos for path in (_read_lines() if item == "-" else [item]) if path]
     paths = find_photos(listed)
     bundle = load_bundle(run, n_workers=workers)
-    answers = []
-    with _show_progress() as on_progress:
-        for prediction in bundle.predict(paths, n_top=topk):
-            answers.append(prediction)
-            on_progress("predict", len(answers), len(paths))
+    answers: list[Prediction] = []
+    interrupt = None
+    write_row = _begin_csv() if as_csv else None
+    try:
+        # Rows on a terminal are progress enough, and bars would break them.
+        with (
+            _show_progress(as_bars=not (as_csv and sys.stdout.isatty())) as on_progress,
+            closing(bundle.predict(paths, n_top=topk)) as predictions,
+        ):
+            for prediction in predictions:
+                answers.append(prediction)
+                if write_row:
+                    write_row(prediction)
+                on_progress("predict", len(answers), len(paths))
+    except KeyboardInterrupt as error:
+        interrupt = error
     if as_json:
         _print_json([answer.to_dict() for answer in answers])
-    elif as_csv:
-        _print_csv(answers)
-    else:
+    elif not as_csv:
         _console(sys.stdout).print(_tabulate_predictions(answers))
+    if interrupt:
+        raise interrupt
     if not any(answer.label for answer in answers):
         _fail(_say_none(len(answers)), EXIT_DATA)
 
@@ -336,7 +367,6 @@ def fetch(
         return
     photo_set = find_photo_set(name)
     errors = _console(sys.stderr)
-    errors.print(f"{photo_set.title}, licence {photo_set.licence}, {photo_set.url}", highlight=False, markup=False)
     folder = fetch_photo_set(
         photo_set, output, on_line=lambda line: errors.print(line, style="dim", highlight=False, markup=False)
     )
@@ -355,10 +385,10 @@ def _console(stream: Any) -> Console:
 
 
 @contextmanager
-def _show_progress() -> Iterator[Progress]:
+def _show_progress(*, as_bars: bool = True) -> Iterator[Progress]:
     """Bars on stderr with rate and time left where a person looks at it; one line a step where not."""
     console = _console(sys.stderr)
-    if console.is_terminal:
+    if console.is_terminal and as_bars:
         with _Bars(console) as bars:
             yield bars.update
     else:
@@ -514,12 +544,20 @@ def _print_json(content: Any) -> None:
     typer.echo(json.dumps(content, indent=2, ensure_ascii=as_ascii))
 
 
-def _print_csv(answers: Sequence[Prediction]) -> None:
+def _begin_csv() -> Callable[[Prediction], None]:
+    """Write the heading; returns what writes a row, so that a stop loses none of those before it."""
     import csv
 
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(("file", "label", "score", "error"))
-    for answer in answers:
+    out = sys.stdout  # while bars are shown, `sys.stdout` leads to them
+    writer = csv.writer(out, lineterminator="\n")
+
+    def write(row: Sequence[str]) -> None:
+        writer.writerow(row)
+        out.flush()  # a full disk or a closed pipe shows here, and not after the exit code is settled
+
+    def write_row(answer: Prediction) -> None:
         score = "" if answer.score is None else f"{answer.score:.6f}"
-        writer.writerow((answer.file, answer.label or "", score, answer.error or ""))
-    sys.stdout.flush()  # a full disk or a closed pipe shows here, and not after the exit code is settled
+        write((answer.file, answer.label or "", score, answer.error or ""))
+
+    write(("file", "label", "score", "error"))
+    return write_row

@@ -97,6 +97,10 @@ class Dataset:
         What the names are relative to.
     unknown_labels : tuple of str
         Paths of classes in the data that the tree lacks; their photos have the label -1.
+    declared_splits : frozenset of {"train", "val", "test"}
+        Parts that the data names, also those of which no photo is usable.
+    shown : str
+        What messages call the data; its root where not given.
     """
 
     photos: tuple[Photo, ...]
@@ -105,6 +109,12 @@ class Dataset:
     n_ignored: int
     root: Path
     unknown_labels: tuple[str, ...] = ()
+    declared_splits: frozenset[Split] = frozenset()
+    shown: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.shown:
+            object.__setattr__(self, "shown", show_text(str(self.root)))
 
     def part(self, split: Split) -> Dataset:
         """Photos of one split; tree, skipped files and unknown labels stay those of the whole."""
@@ -150,6 +160,18 @@ class Dataset:
         """Names of photos with the same bytes and different labels: the first, and each that differs from it."""
         return self._differing_twins("label")
 
+    @cached_property
+    def divided_groups(self) -> tuple[str, ...]:
+        """Names of groups with photos in different splits; those of one photo and its copies are `leaks` alone."""
+        splits: dict[str, set[Split]] = {}
+        hashes: dict[str, set[str]] = {}
+        for photo in self.photos:
+            if photo.split is not None:
+                splits.setdefault(photo.group, set()).add(photo.split)
+                hashes.setdefault(photo.group, set()).add(photo.sha256)
+        divided = (group for group in splits if len(splits[group]) > 1 and len(hashes[group]) > 1)
+        return tuple(sorted(divided, key=natural_key))
+
     def _differing_twins(self, attribute: Literal["split", "label"]) -> tuple[tuple[str, str], ...]:
         first: dict[str, Photo] = {}
         return tuple(
@@ -179,7 +201,8 @@ def load_dataset(
     data : str, Path, or sequence of them
         A folder, table, list, pattern or zip (see the module's text), or several photos, folders or patterns.
     tree : ClassTree, optional
-        Classes to match labels with, by full path first, then by ever shorter ends of it, the name last.
+        Classes to match labels with, by full path first, then by ever shorter ends of it, the name last; never below
+        a folder that the tree knows as another node.
     min_classes : int
         Fewest classes the data may hold.
     on_photo : callable, optional
@@ -202,8 +225,9 @@ def load_dataset(
     hashes = hash_photos(listing, on_photo)
     if not hashes:
         raise _no_photo_error(listing)
+    declared = {file.split for file in (*listing.files, *listing.unusable)}
     if not listing.is_table:
-        hashes = _arrange_files(listing, hashes)
+        hashes, declared = _arrange_files(listing, hashes)
     class_paths = {file.folders for file in listing.files}
     own = {file.folders for file in listing.files if file.split in {"train", None}} or class_paths
     n_shared = _shared_depth(own) if tree is None else 0
@@ -214,7 +238,16 @@ def load_dataset(
     photos = tuple(_take_photos(listing, labels, hashes, groups))
     unknown = sorted(("/".join(path) for path, label in labels.items() if label < 0), key=natural_key)
     skipped = tuple(sorted(listing.skipped, key=lambda one: natural_key(one.name)))
-    return Dataset(photos, found, skipped, listing.n_ignored, Path(listing.root), tuple(unknown))
+    return Dataset(
+        photos,
+        found,
+        skipped,
+        listing.n_ignored,
+        Path(listing.root),
+        tuple(unknown),
+        frozenset(split for split in declared if split),
+        listing.shown,
+    )
 
 
 def _take_photos(
@@ -241,9 +274,8 @@ def _shared_depth(paths: set[ClassPath]) -> int:
 def _match_class(tree: ClassTree, path: ClassPath, own: set[ClassPath], n_shared: int, *, any_end: bool) -> int:
     # Another dataset may lie under other folders, so what stands above a class there need not agree.
     whole = path[n_shared:] if path in own else path
-    candidates = [path[start:] for start in range(len(path))] if any_end else [whole]
-    matches = (tree.index_of("/".join(candidate)) for candidate in candidates)
-    return next((match for match in matches if match is not None), -1)
+    match = tree.find_end(path) if any_end else tree.index_of("/".join(whole))
+    return -1 if match is None else match
 
 
 def _require_classes(listing: Listing, class_paths: list[ClassPath], min_classes: int) -> None:
@@ -262,6 +294,7 @@ def _no_photo_error(listing: Listing) -> DataError:
         found += f", the first: {first.name}: {first.detail}"
     if not listing.n_ignored and not listing.skipped:
         found = "it is empty"
+    found += listing.describe_runs()
     advice = (
         "paths in a table are relative to its folder" if listing.is_table else "name the folder of the class folders"
     )
@@ -271,10 +304,17 @@ def _no_photo_error(listing: Listing) -> DataError:
 # --- splits and class folders ---------------------------------------------------------------------------------------
 
 
-def _arrange_files(listing: Listing, hashes: list[str]) -> list[str]:
-    """Turn where each file lies into its split and class path; set aside files that have none."""
+def _arrange_files(listing: Listing, hashes: list[str]) -> tuple[list[str], set[Split | None]]:
+    """Turn where each file lies into its split and class path; set aside files that have none.
+
+    The hashes of the files that stay, and the splits that the folders name, are returned.
+    """
     folders = {file.folders for file in listing.files}
+    lost = {file.folders for file in listing.unusable}
     split_depth = _find_split_depth(folders)
+    if split_depth is None:  # "train" beside "icons" is a split where a "val" of broken photos lies there too
+        split_depth = _find_split_depth(folders | lost)
+    declared = {_place_folder(parts, split_depth)[0] for parts in folders | lost}
     places = {parts: _place_folder(parts, split_depth) for parts in folders}
     if not any(class_path for _, class_path in places.values()):
         raise DataError(
@@ -294,7 +334,7 @@ def _arrange_files(listing: Listing, hashes: list[str]) -> list[str]:
             kept.append(file._replace(folders=class_path, split=split))
             kept_hashes.append(sha256)
     listing.files = kept
-    return kept_hashes
+    return kept_hashes, declared
 
 
 def _find_split_depth(folders: set[ClassPath]) -> int | None:
@@ -403,7 +443,7 @@ def split_dataset(dataset: Dataset, *, val_share: float = 0.2, seed: int = 0) ->
     chosen: dict[str, Split] = dict.fromkeys((groups[row].name for row in _choose_groups(groups, val_share)), "val")
     if not chosen and "val" not in fixed.values():
         raise DataError(
-            f"{dataset.root}: no photo can be spared for the val part: each of the {len(dataset.tree)} classes has "
+            f"{dataset.shown}: no photo can be spared for the val part: each of the {len(dataset.tree)} classes has "
             "only one photo, or one group of photos that belong together: bring more different photos, or a val folder"
         )
     parts = chosen | fixed

@@ -7,6 +7,7 @@ Why: a new user sees everything work in a minute with no photos, no labels and n
 from __future__ import annotations
 
 import io
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -53,6 +54,8 @@ class DemoOptions:
             )
         if self.seed < 0:
             raise OptionError(f"seed: wanted 0 or more, got {self.seed}")
+        if self.workers is not None and self.workers < 1:
+            raise OptionError(f"workers: wanted 1 or more, got {self.workers}")
 
 
 @dataclass(frozen=True)
@@ -91,16 +94,17 @@ def run_demo(options: DemoOptions, *, on_progress: Progress | None = None) -> De
         What was made and where it is.
     """
     kinds = KINDS[:N_KINDS]
-    photos = options.output / f"seed-{options.seed}-{options.per_kind}-per-kind" / "rendered-fruit"
+    output = Path(os.path.expanduser(options.output))  # noqa: PTH111 - of an unknown user, `Path` makes an error
+    photos = output / f"seed-{options.seed}-{options.per_kind}-per-kind" / "rendered-fruit"
     if not photos.is_dir():  # it is put in place whole, so one that is there is complete
         n_photos = len(kinds) * options.per_kind
         settings = SampleOptions(n_per_kind=options.per_kind, kinds=kinds, seed=options.seed, n_workers=options.workers)
         write_samples(photos, settings, on_photo=lambda n: on_progress("render", n, n_photos) if on_progress else None)
-    run = options.output / "run"
+    run = output / "run"
     trained = train(
         TrainOptions(data=photos, output=run, seed=options.seed, workers=options.workers), on_progress=on_progress
     )
-    new_photos = options.output / "new"
+    new_photos = output / "new"
     shown = _render_new(new_photos, options.seed)
     answers = trained.bundle.predict([path for _, path in shown])
     predictions = tuple((label, answer) for (label, _), answer in zip(shown, answers, strict=True))

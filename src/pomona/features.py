@@ -39,6 +39,17 @@ FEATURES_FORMAT = 1
 _PHOTOS_PER_COMMIT = 64
 _SECONDS_PER_COMMIT = 2.0
 _ROWS_PER_QUERY = 500
+_COLUMNS = [("sha256", "BLOB", 1), ("vector", "BLOB", 0), ("crc", "INTEGER", 0)]  # name, type, place in the key
+_NO_PERMISSION = "make sure that you may read and write it and its folder"
+_ADVICE = {
+    sqlite3.SQLITE_FULL: "free some space",
+    sqlite3.SQLITE_IOERR: "make sure that its disk works, and free some space",
+    sqlite3.SQLITE_CANTOPEN: _NO_PERMISSION,
+    sqlite3.SQLITE_PERM: _NO_PERMISSION,
+    sqlite3.SQLITE_READONLY: _NO_PERMISSION,
+    sqlite3.SQLITE_BUSY: "wait until other runs have ended",
+}
+"""What to do, by SQLite's result code."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +146,7 @@ def extract_features(
     skipped = tuple(Skipped(photo.name, photo.path, error.fault, str(error)) for photo, error in failed)
     if not usable:
         first = f"; the first: {skipped[0].name}: {skipped[0].detail}" if skipped else ""
-        raise DataError(f"no photo of {dataset.root} can be used: {len(skipped)} failed{first}")
+        raise DataError(f"no photo of {dataset.shown} can be used: {len(skipped)} failed{first}")
     clean = replace(dataset, photos=tuple(photos[i] for i in usable), skipped=dataset.skipped + skipped)
     values = vectors.values if len(usable) == len(photos) else vectors.values[usable]
     return Features(values, clean, vectors.n_computed, vectors.n_cached)
@@ -258,12 +269,17 @@ class VectorCache:
                 self._connection = self._open()
 
     def _open(self) -> sqlite3.Connection:
+        if self.path.exists() and not self.path.is_file():
+            raise sqlite3.DatabaseError("wanted a file, got something else")
         connection = sqlite3.connect(self.path, timeout=60)
         try:
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=NORMAL")
             connection.execute("CREATE TABLE IF NOT EXISTS vectors (sha256 BLOB PRIMARY KEY, vector BLOB, crc INTEGER)")
             connection.commit()
+            columns = connection.execute("SELECT name, type, pk FROM pragma_table_info('vectors')").fetchall()
+            if columns != _COLUMNS:
+                raise sqlite3.DatabaseError(f"wanted the columns {_COLUMNS}, got {columns}")
         except sqlite3.DatabaseError:
             connection.close()
             raise
@@ -331,14 +347,22 @@ class VectorCache:
         try:
             yield
         except sqlite3.DatabaseError as error:
-            advice = "free some space, or name another folder in POMONA_CACHE"
-            raise StorageError(f"could not {task} the feature cache {self.path}: {error}; {advice}") from error
+            advice = _ADVICE.get(_read_code(error), "move it away")
+            raise StorageError(
+                f"could not {task} the feature cache {self.path}: {error}; {advice}, or name another folder in "
+                "POMONA_CACHE"
+            ) from error
 
 
 def _reraise_unless_damaged(error: sqlite3.DatabaseError) -> None:
     """Let everything through that is not the file's content: a full disk, a lock, no permission."""
-    if isinstance(error, sqlite3.OperationalError):
+    if isinstance(error, sqlite3.OperationalError) and _read_code(error) != sqlite3.SQLITE_ERROR:  # other tables
         raise error
+
+
+def _read_code(error: sqlite3.DatabaseError) -> int:
+    """SQLite's result code without its extension; that of no error for one that is not SQLite's own."""
+    return int(getattr(error, "sqlite_errorcode", sqlite3.SQLITE_OK)) & 0xFF
 
 
 def _move_aside(path: Path) -> None:

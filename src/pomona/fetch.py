@@ -29,7 +29,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, NamedTuple, cast
 
 from pomona.errors import DataError, OptionError, StorageError
-from pomona.files import new_folder, storage_errors, write_atomic
+from pomona.files import WINDOWS_FORBIDDEN, new_folder, storage_errors, write_atomic
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence
@@ -42,7 +42,6 @@ _STALL_BYTES_PER_S = 100
 _END_S = 5
 _N_LAST_LINES = 3
 _REGULAR_MODES = {b"100644", b"100755", b"100664"}
-_WINDOWS_FORBIDDEN = re.compile(r'[<>:"|?*\\\x00-\x1f]|[. ]$')
 
 _ENVIRONMENT = {
     "GIT_TERMINAL_PROMPT": "0",
@@ -73,7 +72,7 @@ def _is_plain_path(path: str) -> bool:
     parts = path.split("/")
     if any(part in {"", ".", ".."} or "\0" in part for part in parts):
         return False
-    return os.name != "nt" or not any(_WINDOWS_FORBIDDEN.search(part) for part in parts)
+    return os.name != "nt" or not any(WINDOWS_FORBIDDEN.search(part) for part in parts)
 
 
 @dataclass(frozen=True)

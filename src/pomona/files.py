@@ -24,6 +24,15 @@ from pomona.errors import StorageError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+MANIFEST_NAME = "pomona.json"
+"""File that makes a folder a run; nothing in such a folder is a photo to learn from."""
+
+SYSTEM_FILES = frozenset({".ds_store", "thumbs.db", "desktop.ini"})
+"""Files that file managers put into folders, in lower case."""
+
+WINDOWS_FORBIDDEN = re.compile(r'[<>:"|?*\\\x00-\x1f]|[. ]+$')
+"""What no name of a file may hold on Windows."""
+
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 _ABANDONED_S = 24 * 3600
@@ -166,8 +175,13 @@ def _remove_abandoned(parent: Path, name: str) -> None:
 
 def _replace_folder(new: Path, target: Path) -> None:
     if not target.exists():
-        new.rename(target)
-        return
+        try:
+            new.rename(target)
+        except OSError as error:  # another process was quicker: its folder is replaced as an older one is
+            if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
+                raise
+        else:
+            return
     if not target.is_dir():  # an exchange would succeed, and hide the user's file
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
     if sys.platform == "linux":

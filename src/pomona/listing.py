@@ -30,7 +30,16 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pomona.class_tree import natural_key, show_text, split_label
 from pomona.errors import DataError, PhotoError
-from pomona.files import cache_folder, hash_bytes, hash_file, new_folder, storage_errors
+from pomona.files import (
+    MANIFEST_NAME,
+    SYSTEM_FILES,
+    WINDOWS_FORBIDDEN,
+    cache_folder,
+    hash_bytes,
+    hash_file,
+    new_folder,
+    storage_errors,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -49,7 +58,6 @@ _SPLITS: dict[str, Split] = {
     "test": "test",
     "testing": "test",
 }
-_SYSTEM_FILES = {"thumbs.db", "desktop.ini"}
 _SYSTEM_FOLDERS = {"__macosx", "@eadir"}
 _IMAGE_NAME = re.compile(
     r"\.(jpe?g|jpe|jfif|a?png|gif|bmp|dib|webp|tiff?|hei[cf]|hif|avif|jxl|jp2|j2k|ico|p[bgnp]m|tga|psd|svg|"
@@ -60,7 +68,6 @@ _IMAGE_NAME = re.compile(
 
 _TABLE_SUFFIXES = {".csv", ".tsv", ".tab"}
 _LIST_SUFFIXES = {".txt", ".lst", ".list"}
-_WINDOWS_FORBIDDEN = re.compile(r'[<>:"|?*\x00-\x1f]|[. ]+$')
 _N_THREADS = 4
 _READ_CHUNK = 32
 _MAX_ZIP_BYTES = 20 * 2**30
@@ -120,7 +127,11 @@ class Listing:
     skipped : list of Skipped
         Files and folders that cannot be used, in the order they were met.
     n_ignored : int
-        Files that are no photos, neither by content nor by name.
+        Files that are no photos, neither by content nor by name, and all that lies in folders of runs.
+    run_folders : list of str
+        Folders of runs that were met, as they are shown; their pictures are no photos to learn from.
+    unusable : list of ListedFile
+        What was skipped, where it would have belonged.
     """
 
     root: str
@@ -129,12 +140,26 @@ class Listing:
     files: list[ListedFile] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
     n_ignored: int = 0
+    run_folders: list[str] = field(default_factory=list)
+    unusable: list[ListedFile] = field(default_factory=list)
 
     def name(self, path: str) -> str:
         """Path relative to the root with ``/``, fit to be shown."""
         below = os.path.join(self.root, "")
         relative = path[len(below) :] if path.startswith(below) else _relative_path(path, self.root)
         return show_text(relative.replace(os.sep, "/"))
+
+    def leave_out(self, folder: str, n_files: int) -> None:
+        """Note the folder of a run and how many of its files are left out."""
+        self.n_ignored += n_files
+        if (shown := show_text(folder)) not in self.run_folders:
+            self.run_folders.append(shown)
+
+    def describe_runs(self) -> str:
+        """Say that folders of runs were left out, as a part of an error; empty if there were none."""
+        if not self.run_folders:
+            return ""
+        return f" (nothing in {self.run_folders[0]} is taken: it holds {MANIFEST_NAME}, so it is a run)"
 
     def skip(self, path: str, fault: str, detail: str) -> None:
         """Note a file or folder that cannot be used."""
@@ -217,7 +242,7 @@ def _walk_folder(root: str, shown: str) -> Listing:
             continue
         reached.add(real)
         real_folders[os.path.dirname(os.path.join(folder, "x"))] = real  # as its files name it: "photos/" is "photos"
-        for entry in _list_folder(folder, listing):
+        for entry in _list_folder(folder, parts, listing):
             if _is_folder(entry):
                 (linked if entry.is_symlink() else queue).append((entry.path, (*parts, entry.name)))
             else:
@@ -242,20 +267,24 @@ def _relative_path(path: str, root: str) -> str:
         return path
 
 
-def _list_folder(folder: str, listing: Listing) -> list[os.DirEntry[str]]:
+def _list_folder(folder: str, parts: ClassPath, listing: Listing) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
             found = sorted(entries, key=lambda entry: natural_key(entry.name))
     except OSError as error:
         fault = "no_permission" if isinstance(error, PermissionError) else "not_found"
         listing.skip(folder, fault, f"the folder cannot be opened: {error.strerror or error}")
+        listing.unusable.append(ListedFile(folder, parts))
         return []
-    listing.n_ignored += sum(entry.name.casefold() in _SYSTEM_FILES for entry in found)
+    if any(entry.name == MANIFEST_NAME for entry in found):
+        listing.leave_out(folder, sum(len(names) for _, _, names in os.walk(folder)))
+        return []
+    listing.n_ignored += sum(entry.name.casefold() in SYSTEM_FILES for entry in found)
     return [entry for entry in found if not _is_hidden(entry.name)]
 
 
 def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name.casefold() in _SYSTEM_FILES | _SYSTEM_FOLDERS
+    return name.startswith(".") or name.casefold() in SYSTEM_FILES | _SYSTEM_FOLDERS
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -277,9 +306,12 @@ def _list_loose_photos(items: Sequence[str]) -> Listing:
             raise DataError(f"{show_text(item)}: wanted a photo, folder or pattern, there is nothing")
         if os.path.splitext(item)[1].lower() in _TABLE_SUFFIXES | _LIST_SUFFIXES | {".zip"}:
             raise DataError(f"{show_text(item)}: wanted photos or folders where several paths are given: name it alone")
-        paths.update((os.path.abspath(path), None) for path in _expand_path(item, listing))
+        paths.update((os.path.abspath(path), None) for path in _leave_out_runs(_expand_path(item, listing), listing))
     if not paths:
-        raise DataError(f"{shown}: wanted photos, nothing matches: see that the pattern is right and stands in quotes")
+        raise DataError(
+            f"{shown}: wanted photos, nothing matches{listing.describe_runs()}: see that the pattern is right and "
+            "stands in quotes"
+        )
     folders = {os.path.dirname(path) for path in paths}
     try:
         listing.root = os.path.commonpath(folders)
@@ -329,15 +361,42 @@ def _expand_path(item: str, listing: Listing | None) -> list[str]:
         if listing is not None:
             listing.n_ignored += walked.n_ignored
             listing.skipped += walked.skipped
+            listing.run_folders += walked.run_folders
         return sorted((file.path for file in walked.files), key=natural_key)
     if os.path.lexists(item) or not glob.has_magic(item):
         return [item]
     found: dict[str, str] = {}
-    for path in sorted(set(_match_pattern(item)), key=lambda path: (os.path.islink(path), natural_key(path))):
+    matches = _leave_out_runs(set(_match_pattern(item)), listing, base=_literal_base(item))
+    for path in sorted(matches, key=lambda path: (os.path.islink(path), natural_key(path))):
         if not _is_hidden(os.path.basename(path)):
             for file in _expand_path(path, listing) if os.path.isdir(path) else [path]:
                 found.setdefault(os.path.realpath(file), file)
     return sorted(found.values(), key=natural_key)
+
+
+def _literal_base(pattern: str) -> str:
+    """Folder of a pattern that no sign of it can change."""
+    parts = Path(pattern).parts
+    return os.path.join("", *itertools.takewhile(lambda part: not glob.has_magic(part), parts[:-1]))
+
+
+def _leave_out_runs(paths: Iterable[str], listing: Listing | None, *, base: str | None = None) -> Iterator[str]:
+    """Leave out what lies in the folder of a run; with `base`, also in one between it and the file."""
+    run_of: dict[str, str | None] = {}
+
+    def find_run(folder: str) -> str | None:
+        if folder not in run_of:
+            above = os.path.dirname(folder)
+            is_run = os.path.lexists(os.path.join(folder, MANIFEST_NAME))
+            is_top = base is None or os.path.normpath(folder) == os.path.normpath(base) or above == folder
+            run_of[folder] = folder if is_run else None if is_top else find_run(above)
+        return run_of[folder]
+
+    for path in paths:
+        if (run := find_run(os.path.dirname(path))) is None:
+            yield path
+        elif listing is not None:
+            listing.leave_out(run or os.curdir, not os.path.isdir(path))
 
 
 def _match_pattern(pattern: str) -> Iterator[str]:
@@ -444,6 +503,7 @@ def _add_row(listing: Listing, row: Mapping[str, str], where: str) -> None:
         listing.files.append(ListedFile(path, label, split, row.get("group") or None))
     else:
         listing.skip(path, "no_label", f"{where}: wanted a label, got an empty cell")
+        listing.unusable.append(ListedFile(path, label, split))
 
 
 # --- zips -----------------------------------------------------------------------------------------------------------
@@ -452,11 +512,11 @@ def _add_row(listing: Listing, row: Mapping[str, str], where: str) -> None:
 def _unpack_zip(path: Path, shown: str) -> Path:
     """Unpack a zip into the cache, once for each content."""
     target = cache_folder() / "zips" / hash_file(path)
-    if target.is_dir():
-        return target
     try:
         with zipfile.ZipFile(path) as archive:
             members = _list_members(archive, path.stat().st_size, shown)
+            if _is_unpacked(members, target):
+                return target
             with new_folder(target) as folder:
                 for member, parts in members:
                     _unpack_member(archive, member, folder.joinpath(*parts))
@@ -465,6 +525,17 @@ def _unpack_zip(path: Path, shown: str) -> Path:
             f"{shown}: the zip is damaged or of a kind that cannot be read: {error}: zip it anew"
         ) from error
     return target
+
+
+def _is_unpacked(members: Sequence[tuple[zipfile.ZipInfo, ClassPath]], target: Path) -> bool:
+    """Tell whether a folder holds what a zip lists, no file more or less, each as long as it should be."""
+    sizes = {parts: member.file_size for member, parts in members}
+    if not target.is_dir() or sum(len(names) for _, _, names in os.walk(target)) != len(sizes):
+        return False
+    try:
+        return all(target.joinpath(*parts).stat().st_size == n_bytes for parts, n_bytes in sizes.items())
+    except OSError:
+        return False
 
 
 def _list_members(archive: zipfile.ZipFile, zip_bytes: int, shown: str) -> list[tuple[zipfile.ZipInfo, ClassPath]]:
@@ -478,7 +549,7 @@ def _list_members(archive: zipfile.ZipFile, zip_bytes: int, shown: str) -> list[
         if (
             not member.filename.endswith(("/", "\\"))
             and parts
-            and not any(_is_hidden(part) and part.casefold() not in _SYSTEM_FILES for part in parts)
+            and not any(_is_hidden(part) and part.casefold() not in SYSTEM_FILES for part in parts)
         ):
             members.append((member, parts))
     n_bytes = sum(member.file_size for member, _ in members)
@@ -498,7 +569,7 @@ def _split_member(member: zipfile.ZipInfo) -> ClassPath:
         # A zip that does not say how its names are written: UTF-8 and GB 2312 are recognised, both fail on other text.
         name = next((text for text in (_try_decode(raw, "utf-8"), _try_decode(raw, "gb2312")) if text), name)
     parts = tuple(part for part in re.split(r"[/\\]", name) if part not in {"", "."})
-    return tuple(_WINDOWS_FORBIDDEN.sub("_", part) for part in parts) if os.name == "nt" else parts
+    return tuple(WINDOWS_FORBIDDEN.sub("_", part) for part in parts) if os.name == "nt" else parts
 
 
 def _try_decode(raw: bytes, encoding: str) -> str | None:
@@ -544,6 +615,7 @@ def hash_photos(listing: Listing, on_photo: Callable[[int, int], None] | None) -
             listing.n_ignored += 1
         else:
             listing.skip(file.path, *result)
+            listing.unusable.append(file)
         if on_photo is not None:
             on_photo(number, total)
     listing.files = kept

@@ -34,9 +34,11 @@ if TYPE_CHECKING:
     from PIL import Image, ImageDraw, ImageFont
 
     from pomona.evaluation import ClassRow, Evaluation, Metric
+    from pomona.head import Fit
 
 
-_N_CARDS = 24
+N_CARDS = 24
+"""Mistakes that are shown with their photos."""
 _N_PAIRS = 10
 _N_SKIPPED = 12
 _N_ROWS_OPEN = 20
@@ -123,31 +125,6 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class FitRow:
-    """One fit that was tried.
-
-    Parameters
-    ----------
-    strength : float
-        Regularisation it was fitted with.
-    log_loss : float
-        Mean negative log probability of the right class on photos left out of the fit.
-    accuracy : float
-        Share of right answers on photos left out of the fit, 0-1.
-    seconds : float
-        Wall time.
-    chosen : bool
-        Whether it became the head.
-    """
-
-    strength: float
-    log_loss: float
-    accuracy: float
-    seconds: float
-    chosen: bool = False
-
-
-@dataclass(frozen=True)
 class ReportData:
     """Everything a report shows.
 
@@ -164,7 +141,7 @@ class ReportData:
     class_counts : sequence of ClassCount
         In any order; joined to the classes by name.
     mistakes : sequence of MistakeCard
-        The surest first; 24 are shown.
+        The surest first; 24 are shown, and how many more there are.
     skipped : sequence of (name, fault, detail)
         Photos that were left out; 12 are shown.
     notes : sequence of str
@@ -175,8 +152,10 @@ class ReportData:
         Resolved options.
     provenance : mapping of str to str
         Version, backbone, weights, dataset fingerprint, machine.
-    fits : sequence of FitRow
-        Fits that were tried.
+    fits : sequence of Fit
+        Strengths that were tried.
+    chosen_l2 : float or None
+        The one that was chosen.
     """
 
     title: str
@@ -190,7 +169,8 @@ class ReportData:
     stages: Sequence[Stage] = ()
     settings: Mapping[str, object] = field(default_factory=dict)
     provenance: Mapping[str, str] = field(default_factory=dict)
-    fits: Sequence[FitRow] = ()
+    fits: Sequence[Fit] = ()
+    chosen_l2: float | None = None
 
 
 def write_report(path: Path, data: ReportData) -> None:
@@ -310,7 +290,7 @@ def _read_web(name: str) -> str:
 def _arrange(data: ReportData) -> dict[str, Any]:
     script = _read_web("report.js")
     digest = hashlib.sha256(script.encode()).digest()
-    cards = data.mistakes[:_N_CARDS]
+    cards = data.mistakes[:N_CARDS]
     content: dict[str, Any] = {
         "data": data,
         "evaluation": data.evaluation,
@@ -318,7 +298,7 @@ def _arrange(data: ReportData) -> dict[str, Any]:
         "script": script,
         "script_hash": base64.b64encode(digest).decode(),
         "cards": [_arrange_card(card) for card in cards],
-        "n_more_cards": len(data.mistakes) - len(cards),
+        "n_more_cards": max(len(data.mistakes), _count_wrong(data.evaluation)) - len(cards),
         "class_rows": _join_classes(data),
         "has_counts": bool(data.class_counts),
         "n_rows_open": _N_ROWS_OPEN,
@@ -334,6 +314,10 @@ def _arrange(data: ReportData) -> dict[str, Any]:
         content["pairs"], content["n_more_pairs"] = shown, len(pairs) - len(shown)
         content["matrix"] = _lay_out_matrix(data.evaluation)
     return content
+
+
+def _count_wrong(evaluation: Evaluation | None) -> int:
+    return int(evaluation.confusion.sum() - evaluation.confusion.trace()) if evaluation else 0
 
 
 def _state_verdict(data: ReportData) -> dict[str, str]:

@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pomona.bundle import HEAD_NAME, MANIFEST_NAME, MODEL_NAME, write_bundle
+from pomona.bundle import HEAD_NAME, LEARNT_NAME, MANIFEST_NAME, MODEL_NAME, write_bundle
 from pomona.errors import BundleError, PhotoError
 from pomona.evaluation import mistakes
+from pomona.features import check_unchanged
 from pomona.files import write_atomic
 from pomona.photo import decode_photo, read_photo_bytes
-from pomona.report import ClassCount, FitRow, MistakeCard, ReportData, Stage, draw_confusion, write_report
+from pomona.report import N_CARDS, ClassCount, MistakeCard, ReportData, Stage, draw_confusion, write_report
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -38,23 +39,24 @@ if TYPE_CHECKING:
     from pomona.evaluation import Evaluation
     from pomona.head import Fit, Head
 
+SETTINGS_NAME = "args.yaml"
 RUN_FILES = frozenset(
     {
         MANIFEST_NAME,
         MODEL_NAME,
         HEAD_NAME,
+        LEARNT_NAME,
         "metrics.json",
         "predictions.csv",
         "confusion_matrix.png",
         "results.csv",
-        "args.yaml",
+        SETTINGS_NAME,
         "audit.csv",
         "report.html",
     }
 )
 """All that `write_run` writes; what else lies in a run folder is not ours."""
 
-_N_CARDS = 24
 _THUMBNAIL_PX = 240
 _N_REPEATED = 4
 _TOLERANCE = 1e-3
@@ -136,13 +138,14 @@ def write_run(folder: Path, run: Run, stages: Sequence[Stage]) -> Bundle:
         tree=run.dataset.tree,
         created=now,
         provenance=_list_provenance(run),
+        learnt_from={photo.sha256 for photo in run.dataset.part("train").photos if photo.label >= 0},
     )
     _repeat_predictions(bundle, run)
     write_atomic(folder / "metrics.json", _to_json(run.evaluation.to_dict(confusion=True)))
     write_atomic(folder / "predictions.csv", _list_predictions(run))
     write_atomic(folder / "results.csv", _list_fits(run))
     write_atomic(folder / "audit.csv", _list_skipped(run.dataset))
-    write_atomic(folder / "args.yaml", _list_settings(run))
+    write_atomic(folder / SETTINGS_NAME, _list_settings(run))
     write_atomic(folder / "confusion_matrix.png", draw_confusion(run.evaluation))
     save = Stage("save", time.perf_counter() - started_s)
     write_report(folder / "report.html", _gather_report(run, (*stages, save), now))
@@ -151,12 +154,10 @@ def write_run(folder: Path, run: Run, stages: Sequence[Stage]) -> Bundle:
 
 def _repeat_predictions(bundle: Bundle, run: Run) -> None:
     """Run a few photos through the saved graph, from their bytes on, and compare."""
-    rows = np.linspace(0, len(run.reported.photos) - 1, _N_REPEATED).astype(int)
-    photos = [run.reported.photos[row] for row in np.unique(rows)]
-    repeated, errors = bundle.predict_proba([photo.path for photo in photos])
-    whole = [i for i in range(len(photos)) if i not in errors]
-    measured = run.probabilities[np.unique(rows)]
-    difference = float(np.abs(repeated[whole] - measured[whole]).max(initial=0))
+    chosen = np.unique(np.linspace(0, len(run.reported.photos) - 1, _N_REPEATED).astype(int))
+    contents = {row: data for row in chosen if (data := _read_unchanged(run.reported.photos[row])) is not None}
+    repeated, _ = bundle.predict_proba(list(contents.values()))
+    difference = float(np.abs(repeated - run.probabilities[list(contents)]).max(initial=0))
     if not difference <= _TOLERANCE:
         raise BundleError(
             f"the saved graph does not repeat what was measured: wanted probabilities within {_TOLERANCE}, "
@@ -164,13 +165,26 @@ def _repeat_predictions(bundle: Bundle, run: Run) -> None:
         )
 
 
+def _read_unchanged(photo: Photo) -> bytes | None:
+    """Content of a photo; None where it is gone or is another by now."""
+    try:
+        data = read_photo_bytes(photo.path)
+        check_unchanged(data, photo.sha256)
+    except PhotoError:
+        return None
+    return data
+
+
 def _list_provenance(run: Run) -> dict[str, str | int | float | bool | None]:
+    # A bundle is passed on: it names the data and no folder of this machine. The paths stay in args.yaml.
+    options = {f"option_{name}": value for name, value in run.settings.items() if name not in {"data", "output"}}
     return {
         "dataset_fingerprint": run.dataset.fingerprint,
         "n_train": len(run.dataset.part("train").photos),
         "n_evaluated": run.evaluation.n,
         "accuracy": run.evaluation.accuracy.value,
-        **{f"option_{name}": value for name, value in run.settings.items()},
+        "option_data": run.title,
+        **options,
         "head": "logistic regression",
         "l2": run.head.l2,
     }
@@ -217,6 +231,30 @@ def _list_settings(run: Run) -> str:
     return "".join(f"{name}: {json.dumps(value, ensure_ascii=False)}\n" for name, value in run.settings.items())
 
 
+def read_setting(folder: Path, name: str) -> str | int | float | None:
+    """Read one setting of a run; None where it has none, or none that can be read.
+
+    Parameters
+    ----------
+    folder : Path
+        Run folder.
+    name : str
+        Such as ``data``.
+
+    Returns
+    -------
+    str, int, float or None
+        Value in args.yaml.
+    """
+    try:
+        lines = (folder / SETTINGS_NAME).read_text(encoding="utf-8").split("\n")
+        values = (json.loads(line.removeprefix(f"{name}: ")) for line in lines if line.startswith(f"{name}: "))
+        found = next(values, None)
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, (str, int, float)) else None
+
+
 def _gather_report(run: Run, stages: Sequence[Stage], created: str) -> ReportData:
     from pomona import __version__
 
@@ -238,7 +276,8 @@ def _gather_report(run: Run, stages: Sequence[Stage], created: str) -> ReportDat
             "Data": run.dataset.fingerprint[:16],
             "Machine": f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
         },
-        fits=[FitRow(f.l2, f.log_loss, f.accuracy, f.seconds, chosen=f.l2 == run.head.l2) for f in run.fits],
+        fits=run.fits,
+        chosen_l2=run.head.l2,
     )
 
 
@@ -251,7 +290,7 @@ def _count_classes(run: Run) -> list[ClassCount]:
 
 def _show_mistakes(run: Run) -> Iterable[MistakeCard]:
     names = run.dataset.tree.names
-    for row in mistakes(run.probabilities, run.reported.labels)[:_N_CARDS]:
+    for row in mistakes(run.probabilities, run.reported.labels)[:N_CARDS]:
         photo = run.reported.photos[row]
         said = int(run.probabilities[row].argmax())
         score = float(run.probabilities[row, said])
@@ -261,10 +300,10 @@ def _show_mistakes(run: Run) -> Iterable[MistakeCard]:
 def _make_thumbnail(photo: Photo) -> bytes | None:
     from PIL import Image
 
-    try:
-        picture = Image.fromarray(decode_photo(read_photo_bytes(photo.path)))
-    except PhotoError:  # it was there a moment ago: the card stands without its picture
+    data = _read_unchanged(photo)
+    if data is None:  # it was there a moment ago: the card stands without its picture
         return None
+    picture = Image.fromarray(decode_photo(data))
     picture.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
     stream = io.BytesIO()
     picture.save(stream, "JPEG", quality=80)

@@ -6,6 +6,8 @@ Why: one place shows the order of things. Each step is one call to the module th
 
 from __future__ import annotations
 
+import glob
+import itertools
 import os
 import time
 from contextlib import contextmanager
@@ -22,10 +24,10 @@ from pomona.dataset import ClassTree, Dataset, Split, iter_folds, load_dataset, 
 from pomona.errors import DataError, OptionError, StorageError
 from pomona.evaluation import evaluate
 from pomona.features import Features, extract_features
-from pomona.files import new_folder, storage_errors
+from pomona.files import SYSTEM_FILES, new_folder, storage_errors
 from pomona.head import STRENGTHS, fit_head
 from pomona.report import Stage
-from pomona.run_folder import RUN_FILES, Run, write_run
+from pomona.run_folder import RUN_FILES, Run, read_setting, write_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -39,7 +41,6 @@ if TYPE_CHECKING:
     Progress = Callable[[str, int, int], None]
 
 N_FOLDS = 5
-_SYSTEM_FILES = {".DS_Store", "Thumbs.db", "desktop.ini"}  # put into folders by file managers
 _FEW_PHOTOS = 100  # below this the interval of an accuracy is wider than about 15 points
 
 
@@ -52,8 +53,9 @@ class TrainOptions:
     data : Path
         Folder, table, list, pattern or zip of labelled photos.
     output : Path, optional
-        Run folder; `runs/` and the name of the data where not given. A run that stands there is replaced when the new
-        one is whole; anything else there is an error.
+        Run folder; `runs/` and the name of the data where not given, and a number after it where a run of other data
+        stands there. A run that stands at the place is replaced when the new one is whole; anything else there is an
+        error.
     backbone : {"lite0", "lite1", "lite2"}
         Pretrained network.
     imgsz : int, optional
@@ -63,7 +65,7 @@ class TrainOptions:
     seed : int
         Decides which photos are kept apart.
     workers : int, optional
-        Threads; every core where not given.
+        Threads for decoding and the network; every core where not given.
     """
 
     data: Annotated[Path, "Folder, table (CSV, TSV), list, pattern or zip of labelled photos."]
@@ -74,7 +76,7 @@ class TrainOptions:
     )
     val_share: Annotated[float, "Share of photos to keep apart where the data has no val or test part."] = 0.2
     seed: Annotated[int, "Decides which photos are kept apart."] = 0
-    workers: Annotated[int | None, "Threads; by default every core."] = None
+    workers: Annotated[int | None, "Threads for decoding and the network; by default every core."] = None
 
     def __post_init__(self) -> None:
         if not 0 < self.val_share < 1:
@@ -90,10 +92,9 @@ class TrainOptions:
     def resolve(self) -> TrainOptions:
         """Copy with every default filled in."""
         backbone = find_backbone(self.backbone, size_px=self.imgsz)
-        data = _follow(self.data)
-        name = data.name if data.is_dir() else data.stem
-        output = self.output or Path("runs") / (name.strip(".*?[]") or "run")
-        return replace(self, output=output, imgsz=backbone.preprocessing.size_px)
+        data = Path(os.path.expanduser(self.data))  # noqa: PTH111 - of an unknown user, `Path` makes an error
+        output = _choose_output(data) if self.output is None else Path(os.path.expanduser(self.output))  # noqa: PTH111
+        return replace(self, data=data, output=output, imgsz=backbone.preprocessing.size_px)
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ def train(options: TrainOptions, *, on_progress: Progress | None = None) -> Trai
         reported, probabilities, evaluation = _score_part(features, plan.report_on, head)
 
     run = Run(
-        title=show_text(_follow(options.data).name or str(options.data)),
+        title=show_text(_name_data(options.data)),
         settings=options.to_dict(),
         backbone=backbone,
         dataset=features.dataset,
@@ -227,19 +228,34 @@ def plan_parts(dataset: Dataset, val_share: float, seed: int) -> tuple[Dataset, 
     present = {photo.split for photo in dataset.photos if photo.label >= 0}
     if present & {"val", "test"} and not present & {"train", None}:
         raise DataError(
-            f"{dataset.root}: wanted a train part to learn from, got only {', '.join(sorted(map(str, present)))}"
+            f"{dataset.shown}: wanted a train part to learn from, got only {', '.join(sorted(map(str, present)))}"
         )
     if not present & {"val", "test"}:
         kept_apart = split_dataset(dataset, val_share=val_share, seed=seed)
-        return kept_apart, PartPlan(None, "val", "photos kept apart")
+        n_kept = sum(photo.split == "val" and photo.label >= 0 for photo in kept_apart.photos)
+        were = "was" if n_kept == 1 else "were"
+        lost = _note_lost_parts(dataset, f"{_count_photos(n_kept)} {were} kept apart from train instead")
+        return kept_apart, PartPlan(None, "val", "photos kept apart", lost)
     photos = tuple(photo if photo.split else replace(photo, split="train") for photo in dataset.photos)
     placed = replace(dataset, photos=photos)
     if "test" in present:
-        return placed, PartPlan("val" if "val" in present else None, "test", "photos of the test part")
+        lost = _note_lost_parts(dataset, "the L2 strength was chosen by cross-validation inside train instead")
+        return placed, PartPlan("val" if "val" in present else None, "test", "photos of the test part", lost)
     note = (
         f"The L2 strength, one of {len(STRENGTHS)}, was chosen on the same val photos that the numbers are measured on."
     )
-    return placed, PartPlan("val", "val", "photos of the val part", (note,))
+    lost = _note_lost_parts(dataset, "the numbers are measured on the val part instead")
+    return placed, PartPlan("val", "val", "photos of the val part", (note, *lost))
+
+
+def _note_lost_parts(dataset: Dataset, instead: str) -> tuple[str, ...]:
+    """Say what was done instead of using the val and test parts that the data names and that have no usable photo."""
+    present = {photo.split for photo in dataset.photos if photo.label >= 0}
+    lost = [split for split in ("val", "test") if split in dataset.declared_splits and split not in present]
+    if not lost:
+        return ()
+    parts = f"The {lost[0]} part has" if len(lost) == 1 else "The val and test parts have"
+    return (f"{parts} no usable photo; {instead}.",)
 
 
 def drop_empty_classes(features: Features) -> tuple[Features, tuple[str, ...]]:
@@ -259,7 +275,7 @@ def drop_empty_classes(features: Features) -> tuple[Features, tuple[str, ...]]:
     empty = [tree.names[c] for c in range(len(tree)) if not counts[c]]
     if len(kept) < 2:
         raise DataError(
-            f"{dataset.root}: wanted two classes with a usable photo to learn from, got {len(kept)}; "
+            f"{dataset.shown}: wanted two classes with a usable photo to learn from, got {len(kept)}; "
             f"without: {_name_some(empty)}"
         )
     number = {c: i for i, c in enumerate(kept)}
@@ -283,31 +299,47 @@ def _fit_parts(features: Features, plan: PartPlan, seed: int, clock: _Clock) -> 
     else:
         groups = features.dataset.groups[train_rows]
         vectors, labels = features.vectors[train_rows], labels[train_rows]
-        folds = _list_folds(labels, groups, seed)
+        folds = list_folds(labels, groups, seed=seed)
     on_step = clock.counter(len(folds) * len(STRENGTHS))
     return fit_head(vectors, labels, len(features.dataset.tree), folds, on_step=on_step)
 
 
-def _list_folds(
-    labels: NDArray[np.intp], groups: NDArray[np.str_], seed: int
+def list_folds(
+    labels: NDArray[np.intp], groups: NDArray[np.str_], *, seed: int, n_folds: int = N_FOLDS
 ) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
-    """Grouped folds in which every class that is held out is also learnt; none where the groups are too few."""
-    n_groups = len(np.unique(groups))
-    if n_groups < N_FOLDS:
-        return []
+    """Grouped folds to choose a strength on, in which every class that is held out is also learnt.
+
+    Parameters
+    ----------
+    labels : ndarray of intp, (N,)
+        Class of each photo.
+    groups : ndarray of str, (N,)
+        Group of each photo.
+    seed : int
+        Another seed draws other folds.
+    n_folds : int
+        How many; fewer where there are fewer groups.
+
+    Returns
+    -------
+    list of (train, held_out)
+        Rows of each fold; held-out photos of a class that its train rows lack are left out. None at all where fewer
+        than two folds are of use.
+    """
+    n_folds = min(n_folds, len(np.unique(groups)))
     folds = []
-    for fitted, held_out in iter_folds(labels, groups, n_folds=N_FOLDS, seed=seed):
+    for fitted, held_out in iter_folds(labels, groups, n_folds=n_folds, seed=seed) if n_folds > 1 else ():
         learnt = held_out[np.isin(labels[held_out], labels[fitted])]
         if len(learnt):
             folds.append((fitted, learnt))
-    return folds
+    return folds if len(folds) > 1 else []  # of a single pair, only the first part would be fitted on
 
 
 def _score_part(features: Features, split: Split, head: Head) -> tuple[Dataset, NDArray[np.float32], Evaluation]:
     part = features.part(split)
     rows = np.flatnonzero(part.dataset.labels >= 0)
     if not len(rows):
-        raise DataError(f"{part.dataset.root}: no photo of the {split} part is usable and of a class that train has")
+        raise DataError(f"{part.dataset.shown}: no photo of the {split} part is usable and of a class that train has")
     photos = tuple(part.dataset.photos[row] for row in rows)
     dataset = replace(part.dataset, photos=photos)
     probabilities = head.predict_proba(part.vectors[rows])
@@ -336,6 +368,8 @@ def note_data(dataset: Dataset, n_evaluated: int) -> tuple[str, ...]:
     notes = []
     if leaks := dataset.leaks:
         notes.append(f"Identical photos on both sides of a split: {len(leaks)}, the first {' and '.join(leaks[0])}.")
+    if divided := dataset.divided_groups:
+        notes.append(f"Groups with photos on both sides of a split: {len(divided)} ({_name_some(divided)}).")
     if conflicts := dataset.conflicts:
         notes.append(
             f"Identical photos with different labels: {len(conflicts)}, the first {' and '.join(conflicts[0])}."
@@ -380,6 +414,37 @@ def _check_output(options: TrainOptions) -> Path:
     return output
 
 
+def _choose_output(data: Path) -> Path:
+    """Run folder named after the data, and a number after it where a run of other data would be replaced and lost."""
+    folder, pattern = _split_pattern(data)
+    place = _follow(folder)
+    name = place.name if pattern or place.is_dir() else place.stem
+    first = Path("runs") / (name.strip(".*?[]") or "run")
+    places = itertools.chain([first], (first.with_name(f"{first.name}-{n}") for n in itertools.count(2)))
+    return next(output for output in places if not _holds_other_run(output, data))
+
+
+def _holds_other_run(output: Path, data: Path) -> bool:
+    if not (output / MANIFEST_NAME).is_file():
+        return False
+    recorded = read_setting(output, "data")
+    return not isinstance(recorded, str) or _follow(Path(recorded)) != _follow(Path(show_text(str(data))))
+
+
+def _name_data(data: Path) -> str:
+    """What the data is called, with no folder of this machine above it."""
+    folder, pattern = _split_pattern(data)
+    return str(Path(_follow(folder).name or str(folder), *pattern))
+
+
+def _split_pattern(data: Path) -> tuple[Path, tuple[str, ...]]:
+    """Folder that a pattern begins in, and the parts after it; a path that is no pattern has none."""
+    if os.path.lexists(data):
+        return data, ()
+    n_literal = next((n for n, part in enumerate(data.parts) if glob.has_magic(part)), len(data.parts))
+    return Path(*data.parts[:n_literal]), data.parts[n_literal:]
+
+
 def _follow(path: Path) -> Path:
     """Absolute path behind all links; unlike `Path.resolve` it takes links that lead in a circle as they are."""
     return Path(os.path.realpath(path))
@@ -398,7 +463,7 @@ def _check_place(output: Path) -> None:
             f"{output}: wanted a free place or an older run to replace, got something else there; "
             "choose another --output"
         )
-    if foreign := sorted(names - RUN_FILES - _SYSTEM_FILES):
+    if foreign := sorted(name for name in names - RUN_FILES if name.casefold() not in SYSTEM_FILES):
         raise StorageError(
             f"{output}: an older run stands there, and beside it what is no part of a run: "
             f"{show_text(_name_some(foreign))}; move that away, or choose another --output"

@@ -1,7 +1,7 @@
 """Rendered photos of fruit: the embedded default that needs no download.
 
 In: a kind, a seed and a size, or a folder to fill. Out: RGB photos, an ImageFolder tree, a sheet of planted faults.
-Why: everybody can run `pomona demo` at once, and the checks of `pomona check` can be scored against known faults.
+Why: everybody can run `pomona demo` at once, and what finds faults in photos can be scored against known ones.
 """
 
 from __future__ import annotations
