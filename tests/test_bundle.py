@@ -19,7 +19,6 @@ from pomona.bundle import (
     BUNDLE_FORMAT,
     HEAD_NAME,
     LEARNT_NAME,
-    MANIFEST_NAME,
     MODEL_NAME,
     Bundle,
     Manifest,
@@ -31,7 +30,7 @@ from pomona.bundle import (
 from pomona.dataset import ClassTree, load_dataset
 from pomona.errors import BundleDamagedError, BundleError, BundleFormatError, DataError
 from pomona.features import extract_features
-from pomona.files import hash_bytes
+from pomona.files import MANIFEST_NAME, hash_bytes
 from pomona.head import Head, fit_head
 
 if TYPE_CHECKING:

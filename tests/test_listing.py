@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 import pytest
 from PIL import Image
 
-from pomona.bundle import MANIFEST_NAME as BUNDLE_MANIFEST_NAME
 from pomona.dataset import find_photos, load_dataset, split_dataset
 from pomona.errors import DataError
 from pomona.files import MANIFEST_NAME, cache_folder
@@ -152,7 +151,6 @@ def write_run(folder: Path) -> Path:
 
 
 def test_folder_of_a_run_is_no_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert MANIFEST_NAME == BUNDLE_MANIFEST_NAME
     write_tree(tmp_path, "flat/Apple/1.jpg", "flat/Pear/1.jpg")
     write_run(tmp_path / "flat" / "run")
     monkeypatch.chdir(tmp_path)

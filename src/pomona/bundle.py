@@ -24,7 +24,7 @@ from pomona.dataset import ClassTree, Skipped, load_dataset
 from pomona.engine import Engine
 from pomona.errors import BundleDamagedError, BundleError, BundleFormatError, DataError, MissingPackageError, PhotoError
 from pomona.evaluation import Evaluation, evaluate
-from pomona.files import hash_bytes, hash_file, write_atomic
+from pomona.files import MANIFEST_NAME, hash_bytes, hash_file, write_atomic
 from pomona.photo import decode_photo, read_photo_bytes
 
 if TYPE_CHECKING:
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 BUNDLE_FORMAT = 1
 """Format number that this version writes; it reads this one and all before it."""
 
-MANIFEST_NAME = "pomona.json"
 MODEL_NAME = "model.onnx"
 HEAD_NAME = "head.safetensors"
 LEARNT_NAME = "train_photos.txt"

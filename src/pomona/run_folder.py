@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pomona.bundle import HEAD_NAME, LEARNT_NAME, MANIFEST_NAME, MODEL_NAME, write_bundle
+from pomona.bundle import HEAD_NAME, LEARNT_NAME, MODEL_NAME, write_bundle
 from pomona.errors import BundleError, PhotoError
 from pomona.evaluation import mistakes
 from pomona.features import check_unchanged
-from pomona.files import write_atomic
+from pomona.files import MANIFEST_NAME, write_atomic
 from pomona.photo import decode_photo, read_photo_bytes
 from pomona.report import N_CARDS, ClassCount, MistakeCard, ReportData, Stage, draw_confusion, write_report
 

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 
 from pomona.backbone import BackboneName, find_backbone
-from pomona.bundle import MANIFEST_NAME, list_levels
+from pomona.bundle import list_levels
 from pomona.class_tree import show_text
 from pomona.dataset import ClassTree, Dataset, Split, iter_folds, load_dataset, split_dataset
 from pomona.errors import DataError, OptionError, StorageError
 from pomona.evaluation import evaluate
 from pomona.features import Features, extract_features
-from pomona.files import SYSTEM_FILES, new_folder, storage_errors
+from pomona.files import MANIFEST_NAME, SYSTEM_FILES, new_folder, storage_errors
 from pomona.head import STRENGTHS, fit_head
 from pomona.report import Stage
 from pomona.run_folder import RUN_FILES, Run, read_setting, write_run
