@@ -15,7 +15,7 @@ import numpy as np
 
 from pomona.backbone import Backbone, BackboneName, find_backbone
 from pomona.errors import DataError, MissingPackageError, PhotoError
-from pomona.features import check_unchanged, extract_vectors
+from pomona.features import extract_vectors, read_unchanged
 from pomona.files import hash_bytes
 from pomona.head import STRENGTHS, fit_head
 from pomona.photo import decode_photo, read_photo_bytes
@@ -171,7 +171,5 @@ def _hash_photo(photo: Any, row: int) -> str:
 
 def _load_photo(photo: Any, sha256: str) -> NDArray[np.uint8]:
     if isinstance(photo, (str, Path)):
-        data = read_photo_bytes(Path(photo))
-        check_unchanged(data, sha256)
-        return decode_photo(data)
+        return decode_photo(read_unchanged(Path(photo), sha256))
     return np.ascontiguousarray(photo)

@@ -136,9 +136,7 @@ def extract_features(
     photos = dataset.photos
 
     def load_photo(i: int) -> NDArray[np.uint8]:
-        data = read_photo_bytes(photos[i].path)
-        check_unchanged(data, photos[i].sha256)
-        return decode_photo(data)
+        return decode_photo(read_unchanged(photos[i].path, photos[i].sha256))
 
     vectors = extract_vectors([p.sha256 for p in photos], load_photo, backbone, n_workers=n_workers, on_photo=on_photo)
     usable = [i for i in range(len(photos)) if i not in vectors.errors]
@@ -152,18 +150,20 @@ def extract_features(
     return Features(values, clean, vectors.n_computed, vectors.n_cached)
 
 
-def check_unchanged(data: bytes, sha256: str) -> None:
-    """Make sure that a photo still is what its hash was taken of: a cache keyed by content must not learn otherwise.
+def read_unchanged(path: Path, sha256: str) -> bytes:
+    """Read a photo that still is what its hash was taken of: a cache keyed by content must not learn otherwise.
 
     Raises
     ------
     PhotoError
-        If the content changed in between.
+        If it cannot be read, or its content changed in between.
     """
+    data = read_photo_bytes(path)
     if hash_bytes(data) != sha256:
         raise PhotoError(
             "corrupt", f"wanted the content with sha256 {sha256}, got another: it changed since; run again"
         )
+    return data
 
 
 def extract_vectors(

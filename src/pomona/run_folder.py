@@ -22,9 +22,9 @@ import numpy as np
 from pomona.bundle import HEAD_NAME, LEARNT_NAME, MODEL_NAME, write_bundle
 from pomona.errors import BundleError, PhotoError
 from pomona.evaluation import mistakes
-from pomona.features import check_unchanged
+from pomona.features import read_unchanged
 from pomona.files import MANIFEST_NAME, write_atomic
-from pomona.photo import decode_photo, read_photo_bytes
+from pomona.photo import decode_photo
 from pomona.report import N_CARDS, ClassCount, MistakeCard, ReportData, Stage, draw_confusion, write_report
 
 if TYPE_CHECKING:
@@ -168,11 +168,9 @@ def _repeat_predictions(bundle: Bundle, run: Run) -> None:
 def _read_unchanged(photo: Photo) -> bytes | None:
     """Content of a photo; None where it is gone or is another by now."""
     try:
-        data = read_photo_bytes(photo.path)
-        check_unchanged(data, photo.sha256)
+        return read_unchanged(photo.path, photo.sha256)
     except PhotoError:
         return None
-    return data
 
 
 def _list_provenance(run: Run) -> dict[str, str | int | float | bool | None]:
