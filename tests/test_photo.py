@@ -496,11 +496,13 @@ def ordinary_jpegs() -> Iterator[bytes]:
                     yield file.getvalue()
 
 
-def decode_both(data: bytes, monkeypatch: pytest.MonkeyPatch) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    fast = decode_photo(data)
+def decode_both(
+    data: bytes, monkeypatch: pytest.MonkeyPatch, **options: Any
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    fast = decode_photo(data, **options)
     with monkeypatch.context() as patch:
         patch.setattr(photo, "_simplejpeg", lambda: None)
-        return fast, decode_photo(data)
+        return fast, decode_photo(data, **options)
 
 
 def test_both_decoders_give_the_same_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -548,6 +550,150 @@ def test_a_plain_jpeg_needs_no_pillow() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], input=data, capture_output=True, check=True)
     assert done.stdout.split() == [b"False", b"True"]
+
+
+# --- smaller JPEGs --------------------------------------------------------------------------------------------------
+
+
+def smooth_jpeg(width_px: int, height_px: int, **options: Any) -> bytes:
+    noise = Image.fromarray(np.random.default_rng(5).integers(0, 256, (9, 13, 3), dtype=np.uint8))
+    smooth = noise.resize((width_px, height_px), Image.Resampling.BICUBIC)
+    return encode(smooth.convert(options.pop("mode", "RGB")), "jpeg", **options)
+
+
+@pytest.mark.parametrize(
+    ("at_least_px", "height_px", "width_px"),
+    [(None, 201, 333), (101, 201, 333), (100, 101, 167), (51, 101, 167), (50, 51, 84), (25, 26, 42), (1, 26, 42)],
+)
+@pytest.mark.parametrize("turbo", [True, False], ids=["turbo", "pillow"])
+def test_a_large_jpeg_comes_out_at_half_a_quarter_or_an_eighth(
+    turbo: bool, monkeypatch: pytest.MonkeyPatch, at_least_px: int | None, height_px: int, width_px: int
+) -> None:
+    if not turbo:
+        monkeypatch.setattr(photo, "_simplejpeg", lambda: None)
+    data = smooth_jpeg(333, 201)
+    whole, pixels = decode_photo(data), decode_photo(data, at_least_px=at_least_px)
+    assert pixels.shape == (height_px, width_px, 3)
+    assert pixels.flags.c_contiguous
+    assert pixels.flags.writeable
+    if pixels.shape == whole.shape:
+        assert np.array_equal(pixels, whole)
+    divisor = round(333 / width_px)
+    inner = whole[: 201 // divisor * divisor, : 333 // divisor * divisor].astype(float)
+    means = inner.reshape(201 // divisor, divisor, 333 // divisor, divisor, 3).mean(axis=(1, 3))
+    assert np.abs(pixels[: means.shape[0], : means.shape[1]] - means).mean() < 1.5
+
+
+def test_both_decoders_give_the_same_smaller_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    for data in ordinary_jpegs():
+        for at_least_px in (8, 16, 38, 39):
+            fast, slow = decode_both(data, monkeypatch, at_least_px=at_least_px)
+            assert fast.shape[0] == {8: 10, 16: 20, 38: 39, 39: 77}[at_least_px]
+            assert np.array_equal(fast, slow)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 90), st.integers(1, 90), st.integers(1, 40))
+def test_a_smaller_jpeg_is_never_too_small(width_px: int, height_px: int, at_least_px: int) -> None:
+    pixels = decode_photo(smooth_jpeg(width_px, height_px), at_least_px=at_least_px)
+    divisor = round(width_px / pixels.shape[1]) if width_px > 8 else None
+    assert min(pixels.shape[:2]) >= min(at_least_px, width_px, height_px)
+    assert (pixels.shape[:2] == (height_px, width_px)) == (min(width_px, height_px) < 2 * at_least_px or divisor == 1)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_smaller_jpeg_comes_out_upright(orientation: int) -> None:
+    transposition = STORED_AS[orientation]
+    scene = paint_scene().resize((192, 128), Image.Resampling.NEAREST)
+    stored = scene if transposition is None else scene.transpose(transposition)
+    pixels = decode_photo(encode(stored, "jpeg", exif=note_orientation(orientation)), at_least_px=32)
+    assert pixels.shape == (32, 48, 3)
+    assert np.abs(corner_colours(pixels) - COLOURS).max() <= 4
+
+
+def test_a_smaller_jpeg_keeps_its_colours() -> None:
+    swapped = build_profile(b"RGB ", srgb_curve(), (GREEN, RED, BLUE))
+    scene = paint_scene().resize((192, 128), Image.Resampling.NEAREST)
+    tagged = decode_photo(encode(scene, "jpeg", icc_profile=swapped), at_least_px=32)
+    assert np.abs(corner_colours(tagged) - np.array(COLOURS)[:, [1, 0, 2]]).max() <= 5
+    cmyk = decode_photo(encode(scene.convert("CMYK"), "jpeg"), at_least_px=32)
+    assert cmyk.shape == tagged.shape == (32, 48, 3)
+    assert np.abs(corner_colours(cmyk) - COLOURS).max() <= 6
+
+
+@pytest.mark.parametrize("photo_format", sorted(set(get_args(PhotoFormat)) - {"jpeg"}))
+def test_other_formats_stay_whole(photo_format: PhotoFormat) -> None:
+    data = encode(paint_scene(), photo_format)
+    assert np.array_equal(decode_photo(data, at_least_px=4), decode_photo(data))
+
+
+def test_the_pixel_limit_counts_the_whole_jpeg(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = smooth_jpeg(64, 48)
+    for _ in range(2):
+        assert decode_photo(data, max_pixels=64 * 48, at_least_px=6).shape == (6, 8, 3)
+        assert fault_of(data, max_pixels=64 * 48 - 1, at_least_px=6) == "too_many_pixels"
+        monkeypatch.setattr(photo, "_simplejpeg", lambda: None)
+
+
+def test_at_least_nothing_is_refused() -> None:
+    with pytest.raises(OptionError, match="at_least_px: wanted a positive number of pixels, got 0"):
+        decode_photo(smooth_jpeg(8, 8), at_least_px=0)
+
+
+def fault_or_shape(data: bytes, **options: Any) -> str | tuple[int, ...]:
+    try:
+        return decode_photo(data, **options).shape
+    except PhotoError as error:
+        return error.fault
+
+
+@pytest.mark.parametrize("turbo", [True, False], ids=["turbo", "pillow"])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from(["jpeg", "progressive jpeg", "cmyk jpeg"]), st.floats(0, 1), st.integers(0, 255), st.booleans())
+def test_damage_is_seen_at_every_size(
+    turbo: bool, monkeypatch: pytest.MonkeyPatch, name: str, share: float, value: int, cut: bool
+) -> None:
+    data = bytearray(SOURCES[name])
+    at = int(share * (len(data) - 1))
+    data[at:] = b"" if cut else bytes([value]) + data[at + 1 :]
+    with monkeypatch.context() as patch:
+        if not turbo:
+            patch.setattr(photo, "_simplejpeg", lambda: None)
+        whole = fault_or_shape(bytes(data))
+        for at_least_px in (3, 6, 12):
+            smaller = fault_or_shape(bytes(data), at_least_px=at_least_px)
+            assert smaller == whole if isinstance(whole, str) else isinstance(smaller, tuple)
+
+
+def test_dirty_files_fare_the_same_at_every_size(shared: Path) -> None:
+    folder = shared / "data/dirty_images"
+    n_smaller = 0
+    for name, verdict in VERDICTS.items():
+        data = (folder / name).read_bytes()
+        for at_least_px in (16, 64, 100):
+            got = fault_or_shape(data, at_least_px=at_least_px)
+            if isinstance(verdict, str):
+                assert got == verdict, name
+            elif sniff_format(data[:32]) != "jpeg":
+                assert got == (*verdict, 3), name
+            else:
+                divisor = next((n for n in (8, 4, 2) if min(verdict) >= n * at_least_px), 1)
+                assert got == (-(-verdict[0] // divisor), -(-verdict[1] // divisor), 3), name
+                n_smaller += divisor > 1
+    assert n_smaller >= 25
+
+
+def test_a_resized_photo_hardly_shows_how_it_was_decoded(shared: Path) -> None:
+    folder = shared / "data/dirty_images"
+    for name in ("exif_orientation/Landscape_6.jpg", "exif_orientation/Portrait_3.jpg", "sharp/Landscape_6.jpg"):
+        data = (folder / name).read_bytes()
+        for at_least_px in (64, 128, 200):
+            square = (at_least_px, at_least_px)
+            whole, smaller = (
+                np.asarray(Image.fromarray(pixels).resize(square, Image.Resampling.BILINEAR), np.int16)
+                for pixels in (decode_photo(data), decode_photo(data, at_least_px=at_least_px))
+            )
+            assert np.abs(whole - smaller).mean() < 2.5, (name, at_least_px)
 
 
 # --- limits ---------------------------------------------------------------------------------------------------------

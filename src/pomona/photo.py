@@ -178,7 +178,9 @@ def read_header(data: bytes) -> PhotoHeader:
             return _pillow_header(_open_image(data, photo_format), photo_format)
 
 
-def decode_photo(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> NDArray[np.uint8]:
+def decode_photo(
+    data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS, at_least_px: int | None = None
+) -> NDArray[np.uint8]:
     """Decode a photo to upright sRGB pixels.
 
     The EXIF orientation is applied, an ICC profile is converted to sRGB (relative colorimetric), CMYK, palette,
@@ -190,7 +192,10 @@ def decode_photo(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> NDArra
     data : bytes
         The whole file.
     max_pixels : int
-        Photos of more pixels are refused before anything is decoded.
+        Photos of more pixels are refused before anything is decoded, however small they would come out.
+    at_least_px : int, optional
+        A JPEG whose shorter side is at least 2, 4 or 8 times this comes out at a half, a quarter or an eighth of its
+        size, rounded up; everything else, and all photos where it is not given, at full size.
 
     Returns
     -------
@@ -202,10 +207,12 @@ def decode_photo(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> NDArra
     PhotoError
         If it is no photo, too large, damaged or cut short, or of a kind that cannot be decoded.
     OptionError
-        If `max_pixels` is not positive.
+        If `max_pixels` or `at_least_px` is not positive.
 
     Notes
     -----
+    A smaller JPEG is made of the low frequencies of each block of 8 x 8, which skips most of the work and is as good
+    as the mean of 2 x 2, 4 x 4 or 8 x 8 pixels; all of the file is still read, so that damage is still seen.
     16-bit gray v becomes round(v / 257); of 16-bit colour the high byte is kept, at most one level beside it.
     Pillow refuses GIF, WebP and TIFF above twice its own `PIL.Image.MAX_IMAGE_PIXELS`, however high `max_pixels` is.
 
@@ -221,10 +228,12 @@ def decode_photo(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> NDArra
     """
     if max_pixels < 1:
         raise OptionError(f"max_pixels: wanted a positive number of pixels, got {max_pixels}")
+    if at_least_px is not None and at_least_px < 1:
+        raise OptionError(f"at_least_px: wanted a positive number of pixels, got {at_least_px}")
     photo_format = _require_format(data)
     with _photo_faults(data, photo_format):
         if photo_format == "jpeg":
-            return _decode_jpeg(data, max_pixels)
+            return _decode_jpeg(data, max_pixels, at_least_px)
         with _QUIET_PILLOW:
             return _decode_pillow(data, photo_format, max_pixels)
 
@@ -531,20 +540,27 @@ def _jpeg_header(frame: _JpegFrame) -> PhotoHeader:
     return PhotoHeader("jpeg", width_px, height_px, tuple(note for note, holds in noted.items() if holds))
 
 
-def _decode_jpeg(data: bytes, max_pixels: int) -> NDArray[np.uint8]:
+def _decode_jpeg(data: bytes, max_pixels: int, at_least_px: int | None) -> NDArray[np.uint8]:
     frame = _scan_jpeg(data)
     if frame is not None:
         _require_size((frame.width_px, frame.height_px), max_pixels)
-        pixels = _decode_turbo(data, frame)
+        pixels = _decode_turbo(data, frame, at_least_px)
         if pixels is not None:
             if frame.profile is not None:
                 pixels = _correct_colours(pixels, frame)
             return pixels if frame.orientation == 1 else _turn_upright(pixels, frame.orientation)
     with _QUIET_PILLOW:
-        return _decode_pillow(data, "jpeg", max_pixels)
+        return _decode_pillow(data, "jpeg", max_pixels, at_least_px)
 
 
-def _decode_turbo(data: bytes, frame: _JpegFrame) -> NDArray[np.uint8] | None:
+def _smallest_size(height_px: int, width_px: int, at_least_px: int | None) -> tuple[int, int]:
+    """Height and width that a JPEG is decoded to; the choice and the rounding are those of Pillow's `draft`."""
+    n_times = min(height_px, width_px) // at_least_px if at_least_px else 1
+    divisor = next((n for n in (8, 4, 2) if n_times >= n), 1)
+    return -(-height_px // divisor), -(-width_px // divisor)
+
+
+def _decode_turbo(data: bytes, frame: _JpegFrame, at_least_px: int | None) -> NDArray[np.uint8] | None:
     """Pixels by libjpeg-turbo; None where Pillow shall decide."""
     simplejpeg = _simplejpeg()
     if simplejpeg is None or frame.n_bits != 8 or frame.n_components not in {1, 3}:
@@ -552,7 +568,10 @@ def _decode_turbo(data: bytes, frame: _JpegFrame) -> NDArray[np.uint8] | None:
     try:
         if simplejpeg.decode_jpeg_header(data)[:2] != (frame.height_px, frame.width_px):
             return None
-        return cast("NDArray[np.uint8]", simplejpeg.decode_jpeg(data, "RGB"))
+        height_px, width_px = _smallest_size(frame.height_px, frame.width_px, at_least_px)
+        # It takes the smallest of its sizes, eighths of the whole, that is not below these.
+        pixels = simplejpeg.decode_jpeg(data, "RGB", min_height=height_px, min_width=width_px)
+        return cast("NDArray[np.uint8]", pixels)
     except ValueError as error:
         if _PATCHED_OVER.match(str(error)):
             raise
@@ -639,13 +658,17 @@ def _pillow_header(image: ImageFile.ImageFile, photo_format: PhotoFormat) -> Pho
     return PhotoHeader(photo_format, width_px, height_px, tuple(note for note, holds in noted.items() if holds))
 
 
-def _decode_pillow(data: bytes, photo_format: PhotoFormat, max_pixels: int) -> NDArray[np.uint8]:
+def _decode_pillow(
+    data: bytes, photo_format: PhotoFormat, max_pixels: int, at_least_px: int | None = None
+) -> NDArray[np.uint8]:
     image = _open_image(data, photo_format)
     _require_size(image.size, max_pixels)
     if photo_format == "tiff":
         tags = cast("Any", image).tag_v2  # a tile is allocated whole, and may be larger than the image
         _require_size((tags.get(_TAG_TILE_WIDTH, 1), tags.get(_TAG_TILE_HEIGHT, 1)), max_pixels)
     orientation = _image_orientation(image, data, photo_format)
+    if at_least_px is not None:
+        cast("Any", image).draft(None, (at_least_px, at_least_px))
     image.load()
     if photo_format == "png":
         _check_png_rows(image, data)
