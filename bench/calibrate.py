@@ -1,13 +1,14 @@
-"""Make the ranges of int8 backbones, and hold int8 against float32 on other photos.
+"""Make what ships of each backbone: int8 ranges, principal axes, averages; and hold int8 against float32.
 
     python bench/calibrate.py [--write]
 
-Photos of every kind that the shared folder has, and rendered ones, are run at three input sizes; `--write` puts the
-ranges into the package. The table is of photos that the ranges have not seen, and a dated JSON goes to bench/results.
+Photos of every kind that the shared folder has, and rendered ones, are run at three input sizes; `--write` puts ranges
+and statistics into the package. The table is of photos that they have not seen, and a dated JSON goes to bench/results.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
@@ -18,9 +19,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from safetensors.numpy import save_file
 
-from pomona.backbone import BACKBONES, Backbone, build_network, find_backbone, load_weights
+from pomona.backbone import BACKBONES, Backbone, find_backbone
 from pomona.calibration import calibrate
+from pomona.embedding import N_PROJECTED, SECOND_ORDER_CUTS, Embedding, Statistics, build_network
 from pomona.engine import Engine
 from pomona.int8 import Range
 from pomona.photo import read_photo
@@ -28,14 +31,17 @@ from pomona.samples import SampleOptions, write_samples
 from process import ROOT, write_results
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
 SHARED = Path(os.environ.get("POMONA_SHARED", ROOT.parent / "shared"))
 FOLDERS = ("grocery/train", "fruit_boxes", "fruits360_3body", "not_fruit")
 SIZES_PX = (224, 320, 416)
-N_EACH, N_EACH_CHECKED = 40, 12
+N_EACH, N_EACH_CHECKED = 100, 12
 SEED = 0
 TARGET = ROOT / "src" / "pomona" / "ranges.json"
+STATISTICS = TARGET.with_name("statistics.safetensors")
 
 
 def main() -> None:
@@ -52,6 +58,8 @@ def main() -> None:
     }
     if "--write" in sys.argv:
         TARGET.write_text(show_json(content), "utf-8")
+        tensors = [find_statistics(backbone, photos).to_tensors(backbone.name) for backbone in BACKBONES]
+        save_file({key: value for some in tensors for key, value in some.items()}, STATISTICS)
     rows = [
         compare(find_backbone(backbone.name, size_px=size_px), ranges[backbone.name], others)
         for backbone in BACKBONES
@@ -70,7 +78,7 @@ def load_photos() -> tuple[list[NDArray[np.uint8]], list[NDArray[np.uint8]]]:
     others: list[NDArray[np.uint8]] = []
     random = np.random.default_rng(SEED)
     with tempfile.TemporaryDirectory() as scratch:
-        write_samples(Path(scratch) / "rendered", SampleOptions(n_per_kind=9))
+        write_samples(Path(scratch) / "rendered", SampleOptions(n_per_kind=20))
         for folder in (*(SHARED / "data" / name for name in FOLDERS), Path(scratch)):
             paths = sorted(path for path in folder.rglob("*") if path.suffix in {".jpg", ".png"})
             order = random.permutation(len(paths))[: N_EACH + N_EACH_CHECKED]
@@ -91,6 +99,43 @@ def find_ranges(backbone: Backbone, photos: list[NDArray[np.uint8]]) -> tuple[Ra
         Range(same[0].tensor, *(round(float(np.mean([one[i] for one in same])), 3) for i in (1, 2)))
         for same in zip(*found, strict=True)
     )
+
+
+def find_statistics(backbone: Backbone, photos: list[NDArray[np.uint8]]) -> Statistics:
+    """Principal axes of each cut over the positions of all photos, and moments of the averages."""
+    sums = {cut: [0.0, 0.0, 0] for cut in SECOND_ORDER_CUTS}
+    averages: list[NDArray[np.float32]] = []
+    for k, size_px in enumerate(SIZES_PX):
+        sized = find_backbone(backbone.name, size_px=size_px)
+        for photo in photos[k :: len(SIZES_PX)]:
+            found = run_cuts(sized, size_px)(sized.preprocessing.apply(photo)[None])
+            averages.append(found["features"][0])
+            for cut, total in sums.items():
+                values = found[cut][0].reshape(len(found[cut][0]), -1).astype(np.float64)
+                total[0] += values @ values.T / values.shape[1]
+                total[1] += values.mean(axis=1)
+                total[2] += 1
+    projections, means = {}, {}
+    for cut, (square, mean, n) in sums.items():
+        means[cut] = mean / n
+        _, axes = np.linalg.eigh(square / n - np.outer(mean, mean) / n**2)
+        projections[cut] = axes[:, ::-1][:, :N_PROJECTED].T
+    spread = np.std(averages, axis=0)
+    return Statistics(projections, means, np.mean(averages, axis=0), np.maximum(spread, 1e-2 * spread.mean()))
+
+
+@functools.cache
+def run_cuts(backbone: Backbone, size_px: int) -> Callable[[NDArray[np.uint8]], dict[str, NDArray[np.float32]]]:
+    """The float32 network with every cut as an output."""
+    import onnx
+
+    assert backbone.preprocessing.size_px == size_px
+    model = onnx.load_from_string(build_network(Embedding((backbone,))))
+    model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(cut.name) for cut in backbone.cuts)
+    with tempfile.TemporaryDirectory() as scratch:
+        onnx.save(model, Path(scratch) / "network.onnx")
+        engine = Engine(Path(scratch) / "network.onnx")
+    return lambda pixels: dict(engine.run(pixels))
 
 
 def compare(backbone: Backbone, ranges: tuple[Range, ...], photos: list[NDArray[np.uint8]]) -> tuple[str, ...]:
@@ -122,7 +167,7 @@ def compute(backbone: Backbone, pixels: NDArray[np.uint8]) -> tuple[dict[str, ND
     """Features and activations at each cut, and the CPU seconds that the features alone take."""
     import onnx
 
-    model = onnx.load_from_string(build_network(backbone, load_weights(backbone)))
+    model = onnx.load_from_string(build_network(Embedding((backbone,))))
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "network.onnx"
         onnx.save(model, path)

@@ -1,6 +1,6 @@
 """Pretrained networks: a name brings weights, licence, THE preprocessing and the places where it may be cut.
 
-In: a name such as `lite0`. Out: a `Backbone`, and its network as ONNX bytes: upright uint8 RGB pixels in, features out.
+In: a name such as `lite0`. Out: a `Backbone`, and its layers as ONNX nodes, from scaled pixels to the last cut.
 Why: training, prediction and every export must see the same pixels, so the preprocessing is described here once, as
 data, and scaling is part of the network.
 
@@ -13,30 +13,30 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
 from pomona.errors import BackboneError, MissingPackageError, OptionError
-from pomona.files import cache_folder, hash_bytes, hash_file, make_folder, storage_errors, write_atomic
-from pomona.int8 import RELU6, Range, check_ranges, expect_relu6, find_step, read_ranges, round_weight
+from pomona.graph import Convolution
+from pomona.int8 import RELU6, Range, check_ranges, read_ranges
+from pomona.photo import decode_photo
 from pomona.weights import read_weights
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from numpy.typing import NDArray
+
+    from pomona.graph import GraphWriter
 
     Weights = Mapping[str, NDArray[np.float32]]
 
 BackboneName = Literal["lite0", "lite1", "lite2"]
 Fit = Literal["squash", "crop", "pad"]
 Precision = Literal["f32", "int8"]
-
-NETWORK_FORMAT = 2
-"""Counts up when the same weights, preprocessing and ranges would give another network."""
 
 _STEM_DIM, _HEAD_DIM = 32, 1280
 _STAGES = (  # blocks, kernel, stride, expansion, channels, each of Lite0
@@ -51,9 +51,6 @@ _STAGES = (  # blocks, kernel, stride, expansion, channels, each of Lite0
 _GROWTH: dict[BackboneName, tuple[float, float]] = {"lite0": (1.0, 1.0), "lite1": (1.0, 1.1), "lite2": (1.1, 1.2)}
 """Width and depth, as multiples of Lite0."""
 _NORM_EPSILON = 1e-3
-_WIDER = 1.0001
-_MEAN_PIXEL = (123.7, 116.3, 103.5)
-"""Red, green and blue over the photos that the weights were trained on, 0-255."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +68,9 @@ class Preprocessing:
         Antialiased triangle filter in 8-bit fixed point, as Pillow has it.
     offset, scale : float
         The network computes ``(x - offset) / scale`` of each channel value 0-255.
+    decode_px : int, optional
+        JPEG is decoded at the smallest of 1/2, 1/4 and 1/8 that leaves both sides this long; whole where none does, or
+        where it is not given.
     """
 
     size_px: int
@@ -78,6 +78,27 @@ class Preprocessing:
     resample: Literal["bilinear"] = "bilinear"
     offset: float = 127.0
     scale: float = 128.0
+    decode_px: int | None = None
+
+    def read(self, data: bytes) -> NDArray[np.uint8]:
+        """Decode the content of a photo file and fit it into the square.
+
+        Parameters
+        ----------
+        data : bytes
+            Content of the file.
+
+        Returns
+        -------
+        ndarray of shape (size_px, size_px, 3), uint8
+            What the network takes.
+
+        Raises
+        ------
+        PhotoError
+            If it cannot be decoded.
+        """
+        return self.apply(decode_photo(data, at_least_px=self.decode_px))
 
     def apply(self, photo: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Fit a photo into the square.
@@ -155,7 +176,7 @@ class Backbone:
     cuts : tuple of Cut
         Places to take activations out, from input to output.
     pooled : tuple of str
-        Cuts whose averages over positions, one after the other, are the features.
+        Cuts whose averages over positions, one after the other, are features.
     precision : {"f32", "int8"}
         What the convolutions compute in.
     ranges : tuple of Range, optional
@@ -165,8 +186,8 @@ class Backbone:
     --------
     >>> find_backbone("lite0").dim
     1904
-    >>> replace(find_backbone("lite0"), precision="int8").slug
-    'lite0-imagenet-224-int8'
+    >>> f"{find_backbone('lite0').n_multiplications:.2g}"
+    '3.9e+08'
     """
 
     name: BackboneName
@@ -181,22 +202,20 @@ class Backbone:
 
     @property
     def dim(self) -> int:
-        """Length of the features, D."""
+        """Length of the averages of the pooled cuts."""
         return sum(cut.dim for cut in self.cuts if cut.name in self.pooled)
 
     @property
-    def slug(self) -> str:
-        """Name for people and folders, such as ``lite0-imagenet-224`` or ``lite0-imagenet-224-int8``."""
-        slug = f"{self.name}-{self.tag}-{self.preprocessing.size_px}"
-        return slug if self.precision == "f32" else f"{slug}-{self.precision}"
-
-    @property
-    def key(self) -> str:
-        """Hash of all that decides the features: weights, preprocessing, cuts, precision, ranges, format number."""
-        parts: tuple[Any, ...] = (NETWORK_FORMAT, self.weights_sha256, self.pooled, asdict(self.preprocessing))
-        if self.precision == "int8":
-            parts = (*parts, self.precision, choose_ranges(self))
-        return hash_bytes(repr(parts).encode())
+    def n_multiplications(self) -> float:
+        """Multiplications of its convolutions for one photo."""
+        side_px = self.preprocessing.size_px / 2
+        total = side_px**2 * 27 * _STEM_DIM
+        for block in list_blocks(self.name):
+            inside = block.n_in * block.expansion
+            total += side_px**2 * block.n_in * inside if block.expansion > 1 else 0
+            side_px /= block.stride
+            total += side_px**2 * inside * (block.kernel_px**2 + block.n_out)
+        return total + side_px**2 * self.cuts[-2].dim * self.cuts[-1].dim
 
 
 class Block(NamedTuple):
@@ -262,6 +281,11 @@ def _round_channels(n: float) -> int:
     return rounded if rounded >= 0.9 * n else rounded + 8
 
 
+def _scale_input(size_px: int) -> Preprocessing:
+    # Twice the size: what the antialiasing has to work with decides how close a fraction comes to the whole photo.
+    return Preprocessing(size_px, decode_px=2 * size_px)
+
+
 def _lite(name: BackboneName, sha256: str, size_px: int) -> Backbone:
     cuts: list[Cut] = []
     stride = 2
@@ -274,7 +298,7 @@ def _lite(name: BackboneName, sha256: str, size_px: int) -> Backbone:
         tag="imagenet",
         weights_sha256=sha256,
         licence="Apache-2.0",
-        preprocessing=Preprocessing(size_px),
+        preprocessing=_scale_input(size_px),
         cuts=(*cuts, Cut("head", _HEAD_DIM, stride)),
         pooled=("stage5", "stage6", "stage7", "head"),
     )
@@ -312,38 +336,7 @@ def find_backbone(name: str, *, size_px: int | None = None) -> Backbone:
         return backbone
     if not 64 <= size_px <= 1024:
         raise OptionError(f"imgsz: wanted 64 to 1024 pixels, got {size_px}")
-    return replace(backbone, preprocessing=replace(backbone.preprocessing, size_px=size_px))
-
-
-def load_network(backbone: Backbone) -> Path:
-    """Convert a backbone once, and give the cached ONNX file after that.
-
-    The network takes ``pixels`` (N, S, S, 3) uint8 and gives ``features`` (N, D) float32.
-
-    Returns
-    -------
-    Path
-        The ONNX file in the cache; its content is checked against the hash beside it, and made again where they differ.
-
-    Raises
-    ------
-    MissingPackageError
-        If the weights' package or onnx is not installed.
-    BackboneError
-        If the weights are not those that are pinned, or the ranges of an int8 backbone cannot be used.
-    StorageError
-        If the cache cannot be read or written.
-    """
-    folder = make_folder(cache_folder() / "networks")
-    path = folder / f"{backbone.slug}-{backbone.key[:16]}.onnx"
-    seal = path.with_suffix(".sha256")
-    with storage_errors(f"read {path}"):
-        if path.is_file() and seal.is_file() and seal.read_bytes() == hash_file(path).encode():
-            return path
-    content = build_network(backbone, load_weights(backbone))
-    write_atomic(path, content)
-    write_atomic(seal, hash_bytes(content))
-    return path
+    return replace(backbone, preprocessing=_scale_input(size_px))
 
 
 def load_weights(backbone: Backbone) -> dict[str, NDArray[np.float32]]:
@@ -386,42 +379,28 @@ def choose_ranges(backbone: Backbone) -> tuple[Range, ...]:
     return ranges
 
 
-def build_network(backbone: Backbone, weights: Weights) -> bytes:
-    """Write an EfficientNet-Lite as an ONNX graph.
+def write_trunk(graph: GraphWriter, backbone: Backbone, weights: Weights, x: str, *, prefix: str = "") -> None:
+    """Add everything from the scaled pixels to the head.
 
     Parameters
     ----------
+    graph : GraphWriter
+        Of the backbone's precision.
     backbone : Backbone
-        Says the scaling, the precision, and which cuts are pooled.
+        Which network.
     weights : mapping of str to ndarray, float32
         Tensors by their names in `efficientnet-lite-pytorch`.
-
-    Returns
-    -------
-    bytes
-        ONNX model, ``pixels`` (N, S, S, 3) uint8 to ``features`` (N, D) float32, opset 18.
+    x : str
+        Scaled pixels (N, 3, S, S).
+    prefix : str
+        Stands before the names of the cuts.
 
     Raises
     ------
-    MissingPackageError
-        If onnx is not installed.
     BackboneError
         If the ranges of an int8 backbone cannot be used.
     """
-    if importlib.util.find_spec("onnx") is None:
-        raise MissingPackageError("onnx", "train", f"to write the network of {backbone.name}")
-    graph = _GraphWriter() if backbone.precision == "f32" else _Int8Writer(choose_ranges(backbone))
-    _write_trunk(graph, backbone, weights)
-    axes = graph.constant(np.array([2, 3]))
-    pooled = [graph.add("ReduceMean", [name, axes], keepdims=0) for name in backbone.pooled]
-    graph.add("Concat", pooled, name="features", axis=1)
-    size_px = backbone.preprocessing.size_px
-    return graph.to_bytes(("pixels", ("N", size_px, size_px, 3)), ("features", ("N", backbone.dim)))
-
-
-def _write_trunk(graph: _GraphWriter, backbone: Backbone, weights: Weights) -> None:
-    """Add everything from the pixels to the head; the outputs of stages and head have the names of the cuts."""
-    x = graph.scale("pixels", backbone.preprocessing)
+    graph.begin(prefix, choose_ranges(backbone) if backbone.precision == "int8" else ())
     x = graph.convolve(x, _fold(weights, "_conv_stem", "_bn0", stride=2))
     x = graph.narrow(graph.activate(x), RELU6)
     for i, block in enumerate(list_blocks(backbone.name)):
@@ -429,7 +408,7 @@ def _write_trunk(graph: _GraphWriter, backbone: Backbone, weights: Weights) -> N
     graph.activate(graph.convolve(x, _fold(weights, "_conv_head", "_bn1")), name="head")
 
 
-def _write_block(graph: _GraphWriter, block: Block, weights: Weights, prefix: str, x: str) -> str:
+def _write_block(graph: GraphWriter, block: Block, weights: Weights, prefix: str, x: str) -> str:
     """Add one inverted residual block; returns the name of its output."""
     shortcut = x
     if block.expansion != 1:
@@ -445,152 +424,11 @@ def _write_block(graph: _GraphWriter, block: Block, weights: Weights, prefix: st
     return graph.join(graph.convolve(x, project), shortcut, name=block.name)
 
 
-class _Convolution(NamedTuple):
-    """A convolution with its batch norm folded in.
-
-    Parameters
-    ----------
-    weight : ndarray of shape (C, C_in / groups, K, K), float32
-    bias : ndarray of shape (C,), float32
-    mean, spread : ndarray of shape (C,), float64
-        Mean and standard deviation of each output over the photos of the training, which are its batch norm's own.
-    stride, groups : int
-    """
-
-    weight: NDArray[np.float32]
-    bias: NDArray[np.float32]
-    mean: NDArray[np.float64]
-    spread: NDArray[np.float64]
-    stride: int
-    groups: int
-
-
-def _fold(weights: Weights, convolution: str, norm: str, *, stride: int = 1, groups: int = 1) -> _Convolution:
+def _fold(weights: Weights, convolution: str, norm: str, *, stride: int = 1, groups: int = 1) -> Convolution:
     gain, shift, mean, variance = (
         weights[f"{norm}.{part}"].astype(np.float64) for part in ("weight", "bias", "running_mean", "running_var")
     )
     factor = gain / np.sqrt(variance + _NORM_EPSILON)
     weight = weights[f"{convolution}.weight"] * factor[:, None, None, None]
     bias = (shift - mean * factor).astype(np.float32)
-    return _Convolution(weight.astype(np.float32), bias, shift, np.abs(gain), stride, groups)
-
-
-class _GraphWriter:
-    """Collects ONNX nodes; each method returns the name of the tensor it adds."""
-
-    def __init__(self) -> None:
-        self.nodes: list[Any] = []
-        self.constants: dict[str, Any] = {}
-
-    def constant(self, value: NDArray[Any] | np.generic) -> str:
-        from onnx import numpy_helper
-
-        name = f"c{len(self.constants)}"
-        self.constants[name] = numpy_helper.from_array(np.asarray(value), name)
-        return name
-
-    def add(self, kind: str, inputs: Sequence[str], *, name: str = "", **attributes: Any) -> str:
-        from onnx import helper
-
-        output = name or f"{kind.lower()}{len(self.nodes)}"
-        self.nodes.append(helper.make_node(kind, list(inputs), [output], name=output, **attributes))
-        return output
-
-    def scale(self, pixels: str, preprocessing: Preprocessing) -> str:
-        """Add the scaling of pixels (N, S, S, 3) uint8 to (N, 3, S, S)."""
-        x = self.add("Cast", [pixels], to=1)
-        x = self.add("Transpose", [x], perm=[0, 3, 1, 2])
-        # (x - offset) / scale cannot be folded into the stem: its zero padding comes after the scaling.
-        x = self.add("Sub", [x, self.constant(np.float32(preprocessing.offset))])
-        return self.add("Mul", [x, self.constant(np.float32(1 / preprocessing.scale))])
-
-    def convolve(self, x: str, convolution: _Convolution, *, name: str = "") -> str:
-        return self.add_convolution([x, self.constant(convolution.weight)], convolution, name)
-
-    def add_convolution(self, inputs: list[str], convolution: _Convolution, name: str) -> str:
-        """Add the node; `inputs` are its input and its weight."""
-        return self.add(
-            "Conv",
-            [*inputs, self.constant(convolution.bias)],
-            name=name,
-            auto_pad="SAME_UPPER",
-            kernel_shape=list(convolution.weight.shape[2:]),
-            strides=[convolution.stride] * 2,
-            group=convolution.groups,
-        )
-
-    def activate(self, x: str, *, name: str = "") -> str:
-        """Add a ReLU6."""
-        return self.add("Clip", [x, *(self.constant(np.float32(bound)) for bound in RELU6)], name=name)
-
-    def join(self, x: str, shortcut: str, *, name: str = "") -> str:
-        """Add the sum of a block's output and its input."""
-        return self.add("Add", [x, shortcut], name=name)
-
-    def narrow(self, x: str, bounds: tuple[float, float] | None = None) -> str:  # noqa: ARG002 - for `_Int8Writer`
-        """Name what later layers read of a tensor; `bounds` are its least and greatest value, where known."""
-        return x
-
-    def to_bytes(self, source: tuple[str, tuple[Any, ...]], target: tuple[str, tuple[Any, ...]]) -> bytes:
-        from onnx import TensorProto, helper
-
-        graph = helper.make_graph(
-            self.nodes,
-            "backbone",
-            [helper.make_tensor_value_info(source[0], TensorProto.UINT8, source[1])],
-            [helper.make_tensor_value_info(target[0], TensorProto.FLOAT, target[1])],
-            initializer=list(self.constants.values()),
-        )
-        opset = [helper.make_opsetid("", 18)]
-        model = helper.make_model(graph, opset_imports=opset, ir_version=9, producer_name="pomona")
-        return bytes(model.SerializeToString())
-
-
-class _Int8Writer(_GraphWriter):
-    """Writes the same graph with 8-bit convolutions, as pairs of QuantizeLinear and DequantizeLinear.
-
-    Activations are unsigned with one range a tensor: with a range a channel, OpenVINO leaves the depthwise convolutions
-    in float32. Weights are signed with a step a channel, and biases stay float32.
-    """
-
-    def __init__(self, ranges: Sequence[Range]) -> None:
-        super().__init__()
-        self.ranges = {one.tensor: (one.low, one.high) for one in ranges}
-        self.means: dict[str, NDArray[np.float64]] = {}
-        self.spreads: dict[str, NDArray[np.float64]] = {}
-
-    def scale(self, pixels: str, preprocessing: Preprocessing) -> str:
-        x = super().scale(pixels, preprocessing)
-        low, high, *means = ((v - preprocessing.offset) / preprocessing.scale for v in (0, 255, *_MEAN_PIXEL))
-        self.means[x] = np.array(means)
-        # 256 steps for 256 values: nothing is lost. With steps of exactly one value OpenVINO 2026.4 would take the pair
-        # out, and compute the stem in float32.
-        return self.narrow(x, (low * _WIDER, high * _WIDER))
-
-    def convolve(self, x: str, convolution: _Convolution, *, name: str = "") -> str:
-        values, steps = round_weight(convolution.weight)
-        errors = (values * steps[:, None, None, None] - convolution.weight).sum(axis=(2, 3), dtype=np.float64)
-        drift = errors @ self.means[x] if convolution.groups == 1 else errors[:, 0] * self.means[x]
-        convolution = convolution._replace(bias=(convolution.bias - drift).astype(np.float32))
-        weight = [self.constant(part) for part in (values, steps, np.zeros(len(steps), np.int8))]
-        x = self.add_convolution([x, self.add("DequantizeLinear", weight, axis=0)], convolution, name)
-        self.means[x], self.spreads[x] = convolution.mean, convolution.spread
-        return x
-
-    def activate(self, x: str, *, name: str = "") -> str:
-        mean = expect_relu6(self.means[x], self.spreads[x])
-        x = super().activate(x, name=name)
-        self.means[x] = mean
-        return x
-
-    def join(self, x: str, shortcut: str, *, name: str = "") -> str:
-        mean = self.means[x] + self.means[shortcut]
-        x = super().join(x, shortcut, name=name)
-        self.means[x] = mean
-        return x
-
-    def narrow(self, x: str, bounds: tuple[float, float] | None = None) -> str:
-        scheme = [self.constant(part) for part in find_step(*(bounds or self.ranges[x]))]
-        narrowed = self.add("DequantizeLinear", [self.add("QuantizeLinear", [x, *scheme]), *scheme])
-        self.means[narrowed] = self.means[x]
-        return narrowed
+    return Convolution(weight.astype(np.float32), bias, shift, np.abs(gain), stride, groups)

@@ -1,6 +1,6 @@
 """Everything a prediction needs in one folder.
 
-In: a backbone's network, a head and the classes; later, photos. Out: a run folder, and predictions from it.
+In: an embedding's network, a head and the classes; later, photos. Out: a run folder, and predictions from it.
 Why: what is saved is the whole way from pixels to probabilities as one ONNX graph, with the preprocessing beside it as
 data. Predicting and evaluating run that graph and nothing else, so they cannot disagree with what was trained.
 
@@ -19,24 +19,25 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pomona.backbone import Preprocessing, load_network
+from pomona.backbone import Preprocessing
 from pomona.dataset import ClassTree, Skipped, load_dataset
+from pomona.embedding import load_network
 from pomona.engine import Engine
 from pomona.errors import BundleDamagedError, BundleError, BundleFormatError, DataError, MissingPackageError, PhotoError
 from pomona.evaluation import Evaluation, evaluate
 from pomona.files import MANIFEST_NAME, hash_bytes, hash_file, write_atomic
-from pomona.photo import decode_photo, read_photo_bytes
+from pomona.photo import read_photo_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from pomona.backbone import Backbone
     from pomona.dataset import Dataset, Split
+    from pomona.embedding import Embedding
     from pomona.head import Head
 
-BUNDLE_FORMAT = 1
+BUNDLE_FORMAT = 2
 """Format number that this version writes; it reads this one and all before it."""
 
 MODEL_NAME = "model.onnx"
@@ -55,14 +56,20 @@ class ClassEntry(_Strict):
     path: tuple[str, ...]
 
 
-class PreprocessingEntry(_Strict):
-    """`Preprocessing` as data."""
+class PreprocessingEntryV1(_Strict):
+    """`Preprocessing` as data, before photos were decoded at a fraction."""
 
     size_px: int
     fit: Literal["squash", "crop", "pad"]
     resample: Literal["bilinear"]
     offset: float
     scale: float
+
+
+class PreprocessingEntry(PreprocessingEntryV1):
+    """`Preprocessing` as data."""
+
+    decode_px: int | None = None
 
 
 class BackboneEntry(_Strict):
@@ -75,27 +82,56 @@ class BackboneEntry(_Strict):
     pooled: tuple[str, ...]
 
 
-class Manifest(_Strict):
-    """Content of `pomona.json`."""
+class EmbeddingEntry(_Strict):
+    """`Embedding` as data."""
+
+    pooling: Literal["average", "second-order"]
+    mirrored: bool
+    precision: Literal["f32", "int8"]
+    backbones: tuple[BackboneEntry, ...]
+
+
+class _Sealed(_Strict):
+    """What manifests of every format hold."""
 
     format: int
     pomona_version: str
     created: str
     classes: tuple[ClassEntry, ...]
-    preprocessing: PreprocessingEntry
-    backbone: BackboneEntry
     provenance: dict[str, str | int | float | bool | None]
     files: dict[str, str]
     checksum: str = ""
-
-    def seal(self) -> Manifest:
-        """Copy with the checksum of all the other fields."""
-        return self.model_copy(update={"checksum": self.compute_checksum()})
 
     def compute_checksum(self) -> str:
         """sha256 of the other fields as JSON with sorted keys."""
         content = self.model_dump(mode="json", exclude={"checksum"})
         return hash_bytes(json.dumps(content, sort_keys=True, ensure_ascii=False).encode("utf-8"))
+
+
+class ManifestV1(_Sealed):
+    """Content of `pomona.json` in format 1: one backbone, averages, float32."""
+
+    preprocessing: PreprocessingEntryV1
+    backbone: BackboneEntry
+
+    def upgrade(self) -> Manifest:
+        """The same in the newest format."""
+        embedding = EmbeddingEntry(pooling="average", mirrored=False, precision="f32", backbones=(self.backbone,))
+        fields = {name: getattr(self, name) for name in _Sealed.model_fields}
+        return Manifest(
+            **fields, preprocessing=PreprocessingEntry(**self.preprocessing.model_dump()), embedding=embedding
+        )
+
+
+class Manifest(_Sealed):
+    """Content of `pomona.json`."""
+
+    preprocessing: PreprocessingEntry
+    embedding: EmbeddingEntry
+
+    def seal(self) -> Manifest:
+        """Copy with the checksum of all the other fields."""
+        return self.model_copy(update={"checksum": self.compute_checksum()})
 
 
 @dataclass(frozen=True)
@@ -225,7 +261,7 @@ class Bundle:
         def load_pixels(i: int) -> NDArray[np.uint8]:
             photo = photos[i]
             data = photo if isinstance(photo, bytes) else read_photo_bytes(Path(photo))
-            return self.preprocessing.apply(decode_photo(data))
+            return self.preprocessing.read(data)
 
         return self.engine.stream(len(photos), load_pixels)
 
@@ -359,7 +395,7 @@ def list_levels(tree: ClassTree) -> list[tuple[str, tuple[str, ...], NDArray[np.
 def write_bundle(
     folder: Path,
     *,
-    backbone: Backbone,
+    embedding: Embedding,
     head: Head,
     tree: ClassTree,
     created: str,
@@ -372,7 +408,7 @@ def write_bundle(
     ----------
     folder : Path
         Exists; other files of the run may lie in it.
-    backbone, head, tree
+    embedding, head, tree
         What was trained.
     created : str
         UTC time, ISO 8601.
@@ -388,7 +424,7 @@ def write_bundle(
     """
     from pomona import __version__
 
-    model = build_model(load_network(backbone), head)
+    model = build_model(load_network(embedding), head)
     tensors = _save_tensors({"weights": head.weights, "bias": head.bias})
     contents = {MODEL_NAME: model, HEAD_NAME: tensors}
     if learnt_from is not None:
@@ -400,13 +436,21 @@ def write_bundle(
         pomona_version=__version__,
         created=created,
         classes=tuple(ClassEntry(name=n, path=p) for n, p in zip(tree.names, tree.paths, strict=True)),
-        preprocessing=PreprocessingEntry(**asdict(backbone.preprocessing)),
-        backbone=BackboneEntry(
-            name=backbone.name,
-            tag=backbone.tag,
-            weights_sha256=backbone.weights_sha256,
-            licence=backbone.licence,
-            pooled=backbone.pooled,
+        preprocessing=PreprocessingEntry(**asdict(embedding.preprocessing)),
+        embedding=EmbeddingEntry(
+            pooling=embedding.pooling,
+            mirrored=embedding.mirrored,
+            precision=embedding.precision,
+            backbones=tuple(
+                BackboneEntry(
+                    name=one.name,
+                    tag=one.tag,
+                    weights_sha256=one.weights_sha256,
+                    licence=one.licence,
+                    pooled=one.pooled,
+                )
+                for one in embedding.backbones
+            ),
         ),
         provenance=dict(provenance),
         files={name: hash_bytes(content) for name, content in contents.items()},
@@ -424,7 +468,7 @@ def _save_tensors(tensors: dict[str, NDArray[np.float32]]) -> bytes:
 
 
 def build_model(network: Path, head: Head) -> bytes:
-    """Append a head to a backbone's network.
+    """Append a head to an embedding's network.
 
     Parameters
     ----------
@@ -522,11 +566,11 @@ def parse_manifest(folder: Path) -> Manifest:
             f"this one reads up to {BUNDLE_FORMAT}: upgrade Pomona"
         )
     try:
-        manifest = Manifest.model_validate(content)
+        manifest = (ManifestV1 if number == 1 else Manifest).model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise BundleDamagedError(f"{path} is damaged: {where}: {first['msg']}") from error
     if manifest.checksum != manifest.compute_checksum():
         raise BundleDamagedError(f"{path} is damaged: its checksum does not match its content")
-    return manifest
+    return manifest.upgrade() if isinstance(manifest, ManifestV1) else manifest

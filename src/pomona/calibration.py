@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pomona.backbone import list_blocks, load_network
+from pomona.backbone import list_blocks
+from pomona.embedding import Embedding, load_network
 from pomona.engine import Engine
 from pomona.errors import DataError
 from pomona.files import storage_errors
@@ -63,7 +64,9 @@ def calibrate(
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "extremes.onnx"
         with storage_errors(f"write {path}"):
-            path.write_bytes(_add_extremes(load_network(replace(backbone, precision="f32", ranges=None)), names))
+            path.write_bytes(
+                _add_extremes(load_network(Embedding((replace(backbone, precision="f32", ranges=None),))), names)
+            )
         engine = Engine(path, n_workers=n_workers)
     left = iter(pixels)
     while batch := list(itertools.islice(left, _PHOTOS_PER_BATCH)):

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pomona.backbone import Backbone, BackboneName, find_backbone
+from pomona.effort import Effort, measure_machine, plan_embedding
 from pomona.errors import DataError, MissingPackageError, PhotoError
 from pomona.features import extract_vectors, read_unchanged
 from pomona.files import hash_bytes
-from pomona.head import STRENGTHS, fit_head
-from pomona.photo import decode_photo, read_photo_bytes
+from pomona.photo import read_photo_bytes
+from pomona.ridge import RIDGE_STRENGTHS, fit_ridge
 from pomona.training import list_folds
 
 try:
@@ -31,18 +31,22 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike, NDArray
 
+    from pomona.backbone import BackboneName, Preprocessing
+
 
 class PomonaClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
-    """Classify photos: a frozen pretrained network and a linear head.
+    """Classify photos: frozen pretrained networks and a ridge head.
 
     Parameters
     ----------
-    backbone : {"lite0", "lite1", "lite2"}
-        Pretrained network.
+    effort : {"instant", "fast", "best"}
+        How much work goes into the features.
+    backbone : {"lite0", "lite1", "lite2"}, optional
+        Pretrained network, instead of those of the effort.
     imgsz : int, optional
-        Side of the square the network sees, in pixels; the backbone's own where not given.
+        Side of the square the network sees, in pixels, instead of that of the effort.
     l2 : float, optional
-        Strength of the L2 penalty; chosen by 5-fold cross-validation where not given.
+        Strength of the penalty; chosen by 5-fold cross-validation where not given.
     seed : int
         Decides the folds.
     workers : int, optional
@@ -67,13 +71,15 @@ class PomonaClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def __init__(
         self,
-        backbone: BackboneName = "lite0",
+        effort: Effort = "fast",
         *,
+        backbone: BackboneName | None = None,
         imgsz: int | None = None,
         l2: float | None = None,
         seed: int = 0,
         workers: int | None = None,
     ) -> None:
+        self.effort = effort
         self.backbone = backbone
         self.imgsz = imgsz
         self.l2 = l2
@@ -112,9 +118,9 @@ class PomonaClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if len(self.classes_) < 2:
             raise DataError(f"wanted two classes or more, got {len(self.classes_)}")
         vectors, hashes = self._embed(photos)
-        strengths = STRENGTHS if self.l2 is None else (self.l2,)
+        strengths = RIDGE_STRENGTHS if self.l2 is None else (self.l2,)
         folds = [] if self.l2 is not None else list_folds(labels, hashes, seed=self.seed)
-        self.head_, _ = fit_head(vectors, labels, len(self.classes_), folds, strengths=strengths)
+        self.head_, _, _ = fit_ridge(vectors, labels, len(self.classes_), folds, strengths=strengths)
         self.l2_ = self.head_.l2
         self.n_features_in_ = vectors.shape[1]
         return self
@@ -134,9 +140,13 @@ class PomonaClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _embed(self, photos: Sequence[Any]) -> tuple[NDArray[np.float32], NDArray[np.str_]]:
         """Features (N, D) and content hashes (N,) of photos."""
-        backbone: Backbone = find_backbone(self.backbone, size_px=self.imgsz)
+        precision = measure_machine(self.workers).precision
+        embedding = plan_embedding(self.effort, backbone=self.backbone, size_px=self.imgsz, precision=precision)
+        preprocessing = embedding.preprocessing
         hashes = [_hash_photo(photo, i) for i, photo in enumerate(photos)]
-        vectors = extract_vectors(hashes, lambda i: _load_photo(photos[i], hashes[i]), backbone, n_workers=self.workers)
+        vectors = extract_vectors(
+            hashes, lambda i: _load_pixels(photos[i], hashes[i], preprocessing), embedding, n_workers=self.workers
+        )
         for i, error in sorted(vectors.errors.items()):
             raise PhotoError(error.fault, f"photo {i}: {error}")
         return vectors.values, np.array(hashes)
@@ -169,7 +179,7 @@ def _hash_photo(photo: Any, row: int) -> str:
     return hash_bytes(repr(array.shape).encode() + np.ascontiguousarray(array).tobytes())
 
 
-def _load_photo(photo: Any, sha256: str) -> NDArray[np.uint8]:
+def _load_pixels(photo: Any, sha256: str, preprocessing: Preprocessing) -> NDArray[np.uint8]:
     if isinstance(photo, (str, Path)):
-        return decode_photo(read_unchanged(Path(photo), sha256))
-    return np.ascontiguousarray(photo)
+        return preprocessing.read(read_unchanged(Path(photo), sha256))
+    return preprocessing.apply(np.ascontiguousarray(photo))

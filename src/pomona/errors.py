@@ -10,6 +10,7 @@ Why: only the edge (`cli`) turns an error into an exit code, so every layer belo
     ├── DataError              the photos or their list cannot be used
     │   └── PhotoError         one photo cannot be used; carries a machine-readable reason
     ├── BackboneError          the pretrained network or its weights cannot be used
+    │   └── NotFiniteError     a network gave numbers that are not finite
     ├── FitError               a head cannot be fitted on these features
     ├── BundleError            a folder is not a usable bundle
     │   ├── BundleDamagedError its files do not match their hashes
@@ -99,6 +100,10 @@ class PhotoError(DataError):
 
 class BackboneError(PomonaError):
     """The pretrained network or its weights cannot be used."""
+
+
+class NotFiniteError(BackboneError):
+    """A network gave NaN or infinity; a quantised one may, and float32 is then the way out."""
 
 
 class FitError(PomonaError):

@@ -1,8 +1,8 @@
 """Features of photos, computed once each and cached.
 
-In: a dataset and a backbone. Out: a float32 vector per usable photo, and the photos that could not be used.
+In: a dataset and an embedding. Out: a float32 vector per usable photo, and the photos that could not be used.
 Why: the network pass is the only slow step, so its result is kept per photo content. The cache is one SQLite file per
-key (weights, preprocessing, cuts, precision, format number): a crash loses at most the batch in flight, several
+key (weights, preprocessing, pooling, precision, format number): a crash loses at most the batch in flight, several
 processes may share it, and another key never reads it. A vector that does not match its checksum is computed again.
 """
 
@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pomona.backbone import load_network
 from pomona.dataset import Skipped
-from pomona.engine import Engine
-from pomona.errors import DataError, PhotoError, StorageError
+from pomona.embedding import load_network
+from pomona.engine import Engine, is_finite
+from pomona.errors import DataError, NotFiniteError, PhotoError, StorageError
 from pomona.files import cache_folder, hash_bytes, make_folder, storage_errors
-from pomona.photo import decode_photo, read_photo_bytes
+from pomona.photo import read_photo_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pomona.backbone import Backbone
     from pomona.dataset import Dataset
+    from pomona.embedding import Embedding
 
-FEATURES_FORMAT = 1
+FEATURES_FORMAT = 2
 """Counts up when the same key would give other vectors."""
 
 _PHOTOS_PER_COMMIT = 64
@@ -105,7 +105,7 @@ class Features:
 
 def extract_features(
     dataset: Dataset,
-    backbone: Backbone,
+    embedding: Embedding,
     *,
     n_workers: int | None = None,
     on_photo: Callable[[int, int], None] | None = None,
@@ -116,8 +116,8 @@ def extract_features(
     ----------
     dataset : Dataset
         N photos.
-    backbone : Backbone
-        The pretrained network.
+    embedding : Embedding
+        What the features are.
     n_workers : int, optional
         Threads; every core where not given.
     on_photo : callable, optional
@@ -132,13 +132,16 @@ def extract_features(
     ------
     DataError
         If no photo is usable.
+    NotFiniteError
+        If the network gives NaN or infinity.
     """
     photos = dataset.photos
 
-    def load_photo(i: int) -> NDArray[np.uint8]:
-        return decode_photo(read_unchanged(photos[i].path, photos[i].sha256))
+    def load_pixels(i: int) -> NDArray[np.uint8]:
+        return embedding.preprocessing.read(read_unchanged(photos[i].path, photos[i].sha256))
 
-    vectors = extract_vectors([p.sha256 for p in photos], load_photo, backbone, n_workers=n_workers, on_photo=on_photo)
+    hashes = [photo.sha256 for photo in photos]
+    vectors = extract_vectors(hashes, load_pixels, embedding, n_workers=n_workers, on_photo=on_photo)
     usable = [i for i in range(len(photos)) if i not in vectors.errors]
     failed = [(photos[i], error) for i, error in sorted(vectors.errors.items())]
     skipped = tuple(Skipped(photo.name, photo.path, error.fault, str(error)) for photo, error in failed)
@@ -168,8 +171,8 @@ def read_unchanged(path: Path, sha256: str) -> bytes:
 
 def extract_vectors(
     hashes: Sequence[str],
-    load_photo: Callable[[int], NDArray[np.uint8]],
-    backbone: Backbone,
+    load_pixels: Callable[[int], NDArray[np.uint8]],
+    embedding: Embedding,
     *,
     n_workers: int | None = None,
     on_photo: Callable[[int, int], None] | None = None,
@@ -180,10 +183,10 @@ def extract_vectors(
     ----------
     hashes : sequence of str, length N
         Hash of each photo's content; photos of one content are computed once.
-    load_photo : callable
-        Photo number to upright RGB photo (H, W, 3) uint8; called from several threads; may raise `PhotoError`.
-    backbone : Backbone
-        The pretrained network.
+    load_pixels : callable
+        Photo number to preprocessed pixels (S, S, 3) uint8; called from several threads; may raise `PhotoError`.
+    embedding : Embedding
+        What the features are.
     n_workers, on_photo
         As in `extract_features`.
 
@@ -192,11 +195,11 @@ def extract_vectors(
     Vectors
         One row per photo.
     """
-    values = np.zeros((len(hashes), backbone.dim), np.float32)
+    values = np.zeros((len(hashes), embedding.dim), np.float32)
     rows_of: dict[str, list[int]] = {}
     for i, digest in enumerate(hashes):
         rows_of.setdefault(digest, []).append(i)
-    with closing(VectorCache(backbone)) as cache:
+    with closing(VectorCache(embedding)) as cache:
         for digest, vector in cache.read(list(rows_of)):
             values[rows_of[digest]] = vector
         missing = [digest for digest in rows_of if digest not in cache.found]
@@ -206,7 +209,7 @@ def extract_vectors(
         if on_photo:
             on_photo(n_done, len(hashes))
         # Closed here, not when an exception lets go of it: no thread goes on decoding after an interrupt.
-        with closing(_compute(missing, lambda d: load_photo(rows_of[d][0]), backbone, n_workers)) as outcomes:
+        with closing(_compute(missing, lambda d: load_pixels(rows_of[d][0]), embedding, n_workers)) as outcomes:
             for digest, outcome in outcomes:
                 rows = rows_of[digest]
                 if isinstance(outcome, PhotoError):
@@ -222,15 +225,19 @@ def extract_vectors(
 
 
 def _compute(
-    digests: Sequence[str], load_photo: Callable[[str], NDArray[np.uint8]], backbone: Backbone, n_workers: int | None
+    digests: Sequence[str], load_pixels: Callable[[str], NDArray[np.uint8]], embedding: Embedding, n_workers: int | None
 ) -> Generator[tuple[str, NDArray[np.float32] | PhotoError]]:
     if not digests:
         return
-    engine = Engine(load_network(backbone), n_workers=n_workers)
-    apply = backbone.preprocessing.apply
-    with closing(engine.stream(len(digests), lambda i: apply(load_photo(digests[i])))) as outcomes:
+    engine = Engine(load_network(embedding), n_workers=n_workers)
+    with closing(engine.stream(len(digests), lambda i: load_pixels(digests[i]))) as outcomes:
         for digest, outcome in zip(digests, outcomes, strict=True):
-            yield digest, outcome if isinstance(outcome, PhotoError) else outcome["features"]
+            if isinstance(outcome, PhotoError):
+                yield digest, outcome
+            elif is_finite(outcome):
+                yield digest, outcome["features"]
+            else:
+                raise NotFiniteError(f"{embedding.slug} gave numbers that are not finite for the photo {digest[:16]}")
 
 
 class VectorCache:
@@ -238,8 +245,8 @@ class VectorCache:
 
     Parameters
     ----------
-    backbone : Backbone
-        Its key, the engine's precision and the format number name the file.
+    embedding : Embedding
+        Its key and the format number name the file.
 
     Raises
     ------
@@ -253,13 +260,13 @@ class VectorCache:
     are computed.
     """
 
-    def __init__(self, backbone: Backbone) -> None:
-        self.dim = backbone.dim
+    def __init__(self, embedding: Embedding) -> None:
+        self.dim = embedding.dim
         self.found: set[str] = set()
         self._waiting: list[tuple[bytes, bytes, int]] = []
         self._committed_s = time.monotonic()
         folder = make_folder(cache_folder() / "features")
-        self.path = folder / f"{backbone.slug}-{backbone.key[:16]}-{Engine.precision}-{FEATURES_FORMAT}.sqlite"
+        self.path = folder / f"{embedding.slug}-{embedding.key[:16]}-{FEATURES_FORMAT}.sqlite"
         with self._storage_errors("open"):
             try:
                 self._connection = self._open()

@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pomona.backbone import Backbone
     from pomona.bundle import Bundle
     from pomona.dataset import Dataset, Photo
+    from pomona.embedding import Embedding
     from pomona.evaluation import Evaluation
     from pomona.head import Fit, Head
 
@@ -72,8 +72,8 @@ class Run:
         Heading of the report: the name of the data.
     settings : mapping
         Options by name, with every default filled in.
-    backbone : Backbone
-        The pretrained network.
+    embedding : Embedding
+        What the features are.
     dataset : Dataset
         All usable photos with their splits, and what was skipped.
     head : Head
@@ -94,7 +94,7 @@ class Run:
 
     title: str
     settings: Mapping[str, str | int | float | None]
-    backbone: Backbone
+    embedding: Embedding
     dataset: Dataset
     head: Head
     fits: tuple[Fit, ...]
@@ -133,7 +133,7 @@ def write_run(folder: Path, run: Run, stages: Sequence[Stage]) -> Bundle:
     now = datetime.now(UTC).isoformat(timespec="seconds")
     bundle = write_bundle(
         folder,
-        backbone=run.backbone,
+        embedding=run.embedding,
         head=run.head,
         tree=run.dataset.tree,
         created=now,
@@ -183,7 +183,7 @@ def _list_provenance(run: Run) -> dict[str, str | int | float | bool | None]:
         "accuracy": run.evaluation.accuracy.value,
         "option_data": run.title,
         **options,
-        "head": "logistic regression",
+        "head": "ridge",
         "l2": run.head.l2,
     }
 
@@ -269,8 +269,8 @@ def _gather_report(run: Run, stages: Sequence[Stage], created: str) -> ReportDat
         provenance={
             "Pomona": __version__,
             "Created": created,
-            "Backbone": f"{run.backbone.slug} ({run.backbone.licence})",
-            "Weights": run.backbone.weights_sha256[:16],
+            "Features": f"{run.embedding.slug} ({run.embedding.licence})",
+            "Weights": ", ".join(one.weights_sha256[:16] for one in run.embedding.backbones),
             "Data": run.dataset.fingerprint[:16],
             "Machine": f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
         },
@@ -301,7 +301,7 @@ def _make_thumbnail(photo: Photo) -> bytes | None:
     data = _read_unchanged(photo)
     if data is None:  # it was there a moment ago: the card stands without its picture
         return None
-    picture = Image.fromarray(decode_photo(data))
+    picture = Image.fromarray(decode_photo(data, at_least_px=2 * _THUMBNAIL_PX))
     picture.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
     stream = io.BytesIO()
     picture.save(stream, "JPEG", quality=80)

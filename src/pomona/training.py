@@ -17,16 +17,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 
-from pomona.backbone import BackboneName, find_backbone
+from pomona.backbone import BackboneName  # noqa: TC001 - the command line reads the hints
 from pomona.bundle import list_levels
 from pomona.class_tree import show_text
 from pomona.dataset import ClassTree, Dataset, Split, iter_folds, load_dataset, split_dataset
-from pomona.errors import DataError, OptionError, StorageError
+from pomona.effort import Effort, measure_machine, plan_embedding
+from pomona.errors import DataError, NotFiniteError, OptionError, StorageError
 from pomona.evaluation import evaluate
 from pomona.features import Features, extract_features
 from pomona.files import MANIFEST_NAME, SYSTEM_FILES, new_folder, storage_errors
-from pomona.head import STRENGTHS, fit_head
 from pomona.report import Stage
+from pomona.ridge import RIDGE_STRENGTHS, fit_ridge
 from pomona.run_folder import RUN_FILES, Run, read_setting, write_run
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pomona.bundle import Bundle
+    from pomona.embedding import Embedding
     from pomona.evaluation import Evaluation
     from pomona.head import Fit, Head
 
@@ -56,10 +58,12 @@ class TrainOptions:
         Run folder; `runs/` and the name of the data where not given, and a number after it where a run of other data
         stands there. A run that stands at the place is replaced when the new one is whole; anything else there is an
         error.
-    backbone : {"lite0", "lite1", "lite2"}
-        Pretrained network.
+    effort : {"instant", "fast", "best"}
+        How much work goes into the features.
+    backbone : {"lite0", "lite1", "lite2"}, optional
+        Pretrained network, instead of those of the effort.
     imgsz : int, optional
-        Side of the square the network sees, in pixels.
+        Side of the square the network sees, in pixels, instead of that of the effort.
     val_share : float
         Share of the photos kept apart, 0-1, where the data has no val and no test part.
     seed : int
@@ -70,8 +74,11 @@ class TrainOptions:
 
     data: Annotated[Path, "Folder, table (CSV, TSV), list, pattern or zip of labelled photos."]
     output: Annotated[Path | None, "Run folder to write; by default runs/ and the name of the data."] = None
-    backbone: Annotated[BackboneName, "Pretrained network."] = "lite0"
-    imgsz: Annotated[int | None, "Side of the square the network sees, in pixels; by default the backbone's own."] = (
+    effort: Annotated[
+        Effort, "How much work goes into the features: seconds, a little more, or a minute and a half."
+    ] = "fast"
+    backbone: Annotated[BackboneName | None, "Pretrained network, instead of those of the effort."] = None
+    imgsz: Annotated[int | None, "Side of the square the network sees, in pixels, instead of that of the effort."] = (
         None
     )
     val_share: Annotated[float, "Share of photos to keep apart where the data has no val or test part."] = 0.2
@@ -91,10 +98,10 @@ class TrainOptions:
 
     def resolve(self) -> TrainOptions:
         """Copy with every default filled in."""
-        backbone = find_backbone(self.backbone, size_px=self.imgsz)
+        embedding = plan_embedding(self.effort, backbone=self.backbone, size_px=self.imgsz)
         data = Path(os.path.expanduser(self.data))  # noqa: PTH111 - of an unknown user, `Path` makes an error
         output = _choose_output(data) if self.output is None else Path(os.path.expanduser(self.output))  # noqa: PTH111
-        return replace(self, data=data, output=output, imgsz=backbone.preprocessing.size_px)
+        return replace(self, data=data, output=output, imgsz=embedding.preprocessing.size_px)
 
 
 @dataclass(frozen=True)
@@ -146,14 +153,13 @@ def train(options: TrainOptions, *, on_progress: Progress | None = None) -> Trai
         One of its children, which says what is wrong and where.
     """
     options = options.resolve()
-    backbone = find_backbone(options.backbone, size_px=options.imgsz)
     output = _check_output(options)
     clock = _Clock(on_progress)
 
     with clock.step("read"):
         dataset, plan = plan_parts(load_dataset(options.data, on_photo=clock.count), options.val_share, options.seed)
     with clock.step("features", dataset.n_photos):
-        features = extract_features(dataset, backbone, n_workers=options.workers, on_photo=clock.count)
+        features, embedding, fell_back = _extract_features(dataset, options, clock)
     features, dropped = drop_empty_classes(features)
     with clock.step("fit"):
         head, fits = _fit_parts(features, plan, options.seed, clock)
@@ -163,7 +169,7 @@ def train(options: TrainOptions, *, on_progress: Progress | None = None) -> Trai
     run = Run(
         title=show_text(_name_data(options.data)),
         settings=options.to_dict(),
-        backbone=backbone,
+        embedding=embedding,
         dataset=features.dataset,
         head=head,
         fits=fits,
@@ -171,7 +177,7 @@ def train(options: TrainOptions, *, on_progress: Progress | None = None) -> Trai
         probabilities=probabilities,
         evaluation=evaluation,
         evaluated_on=plan.evaluated_on,
-        notes=(*plan.notes, *dropped, *note_data(features.dataset, evaluation.n)),
+        notes=(*plan.notes, *fell_back, *dropped, *note_data(features.dataset, evaluation.n)),
     )
     with clock.step("save"), new_folder(output) as folder:
         bundle = write_run(folder, run, clock.stages)
@@ -179,6 +185,23 @@ def train(options: TrainOptions, *, on_progress: Progress | None = None) -> Trai
     return TrainResult(
         replace(bundle, folder=output), evaluation, plan.evaluated_on, features.dataset, run.notes, tuple(clock.stages)
     )
+
+
+def _extract_features(
+    dataset: Dataset, options: TrainOptions, clock: _Clock
+) -> tuple[Features, Embedding, tuple[str, ...]]:
+    """Features in the precision that is faster here; in float32 where a quantised network gives no numbers."""
+    precision = measure_machine(options.workers).precision
+    embedding = plan_embedding(options.effort, backbone=options.backbone, size_px=options.imgsz, precision=precision)
+    try:
+        features = extract_features(dataset, embedding, n_workers=options.workers, on_photo=clock.count)
+    except NotFiniteError as error:
+        if precision == "f32":
+            raise
+        embedding = plan_embedding(options.effort, backbone=options.backbone, size_px=options.imgsz, precision="f32")
+        features = extract_features(dataset, embedding, n_workers=options.workers, on_photo=clock.count)
+        return features, embedding, (f"Computed in float32, more slowly: {error}.",)
+    return features, embedding, ()
 
 
 @dataclass(frozen=True)
@@ -242,7 +265,8 @@ def plan_parts(dataset: Dataset, val_share: float, seed: int) -> tuple[Dataset, 
         lost = _note_lost_parts(dataset, "the L2 strength was chosen by cross-validation inside train instead")
         return placed, PartPlan("val" if "val" in present else None, "test", "photos of the test part", lost)
     note = (
-        f"The L2 strength, one of {len(STRENGTHS)}, was chosen on the same val photos that the numbers are measured on."
+        f"The L2 strength, one of {len(RIDGE_STRENGTHS)}, and the temperature were chosen on the same val photos that "
+        "the numbers are measured on."
     )
     lost = _note_lost_parts(dataset, "the numbers are measured on the val part instead")
     return placed, PartPlan("val", "val", "photos of the val part", (note, *lost))
@@ -300,8 +324,9 @@ def _fit_parts(features: Features, plan: PartPlan, seed: int, clock: _Clock) -> 
         groups = features.dataset.groups[train_rows]
         vectors, labels = features.vectors[train_rows], labels[train_rows]
         folds = list_folds(labels, groups, seed=seed)
-    on_step = clock.counter(len(folds) * len(STRENGTHS))
-    return fit_head(vectors, labels, len(features.dataset.tree), folds, on_step=on_step)
+    on_step = clock.counter(len(RIDGE_STRENGTHS))
+    head, fits, _ = fit_ridge(vectors, labels, len(features.dataset.tree), folds, on_step=on_step)
+    return head, fits
 
 
 def list_folds(

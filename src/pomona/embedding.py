@@ -1,0 +1,357 @@
+"""How a photo becomes its features: the backbones it runs through, and what is pooled from their activations.
+
+In: one backbone or more, and a kind of pooling. Out: an `Embedding`, and its network as one ONNX file: upright uint8
+RGB pixels in, features out.
+Why: averages over a photo say which patterns are there; second moments also say which are there together, and that
+tells one kind of apple from another. Everything is fixed before the first photo of a user is seen (projections and
+scales ship with the package), so features are computed once, whatever is learnt from them later.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import math
+from dataclasses import asdict, dataclass
+from importlib import resources
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import numpy as np
+
+from pomona.backbone import Backbone, choose_ranges, load_weights, write_trunk
+from pomona.errors import BackboneError, MissingPackageError, OptionError
+from pomona.files import cache_folder, hash_bytes, hash_file, make_folder, storage_errors, write_atomic
+from pomona.graph import GraphWriter, Int8Writer
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from pomona.backbone import Precision, Preprocessing
+
+Pooling = Literal["average", "second-order"]
+
+NETWORK_FORMAT = 3
+"""Counts up when the same weights, preprocessing, ranges and statistics would give another network."""
+
+N_PROJECTED = 64
+"""Channels that each cut is projected to before its second moments are taken."""
+
+SECOND_ORDER_CUTS = {"stage4": 1.0, "stage5": 2.0, "stage7": 1.0, "head": 1.0}
+"""Cuts whose second moments are taken, and the share of each in the kernel beside 1 for the averages."""
+
+WINDOW_SIGMA = 0.25
+"""Deviation of the Gaussian window over positions, as a share of the photo's side: what is meant is in the middle."""
+
+_EPSILON = 1e-12
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """What a photo's features are.
+
+    Parameters
+    ----------
+    backbones : tuple of Backbone
+        Each with the same preprocessing and precision; their features stand one after the other.
+    pooling : {"average", "second-order"}
+        Averages over positions of the backbone's `pooled` cuts; or, of each backbone, the second moments of
+        `SECOND_ORDER_CUTS` and the standardised averages, each part of a norm that does not depend on the photo.
+    mirrored : bool
+        Whether the features are the mean of those of the photo and of its mirror image.
+
+    Raises
+    ------
+    OptionError
+        If there is no backbone, or they differ in preprocessing or precision, or one is there twice.
+
+    References
+    ----------
+    .. [1] Lin, RoyChowdhury and Maji, "Bilinear CNN models for fine-grained visual recognition", ICCV 2015.
+    .. [2] Li et al., "Towards faster training of global covariance pooling networks by iterative matrix square root
+       normalization", CVPR 2018.
+
+    Examples
+    --------
+    >>> from pomona.backbone import find_backbone
+    >>> Embedding((find_backbone("lite0"),)).dim, Embedding((find_backbone("lite0"),), "second-order").dim
+    (1904, 10224)
+    """
+
+    backbones: tuple[Backbone, ...]
+    pooling: Pooling = "average"
+    mirrored: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.backbones:
+            raise OptionError("embedding: wanted one backbone or more, got none")
+        if len({(one.preprocessing, one.precision) for one in self.backbones}) > 1:
+            raise OptionError("embedding: wanted backbones of one preprocessing and precision, got several")
+        if len({one.name for one in self.backbones}) < len(self.backbones):
+            raise OptionError("embedding: wanted each backbone once, got one of them twice")
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What pixels must go through."""
+        return self.backbones[0].preprocessing
+
+    @property
+    def precision(self) -> Precision:
+        """What the convolutions compute in."""
+        return self.backbones[0].precision
+
+    @property
+    def licence(self) -> str:
+        """SPDX identifiers of the weights' licences."""
+        return ", ".join(sorted({one.licence for one in self.backbones}))
+
+    @property
+    def dim(self) -> int:
+        """Length of the features, D."""
+        averages = sum(one.dim for one in self.backbones)
+        if self.pooling == "average":
+            return averages
+        return averages + len(self.backbones) * len(SECOND_ORDER_CUTS) * _count_pairs()
+
+    @property
+    def slug(self) -> str:
+        """Name for people and folders, such as ``lite0-imagenet-224`` or ``lite0-imagenet-320-int8-second-order``."""
+        parts = [
+            "+".join(f"{one.name}-{one.tag}" for one in self.backbones),
+            str(self.preprocessing.size_px),
+            "" if self.precision == "f32" else self.precision,
+            "" if self.pooling == "average" else self.pooling,
+            "mirrored" if self.mirrored else "",
+        ]
+        return "-".join(part for part in parts if part)
+
+    @property
+    def key(self) -> str:
+        """Hash of all that decides the features."""
+        parts: list[object] = [NETWORK_FORMAT, asdict(self.preprocessing), self.precision, self.pooling, self.mirrored]
+        for one in self.backbones:
+            parts += [one.weights_sha256, one.pooled, choose_ranges(one) if one.precision == "int8" else ()]
+        if self.pooling == "second-order":
+            parts += [hash_bytes(_read_statistics()), WINDOW_SIGMA, SECOND_ORDER_CUTS, N_PROJECTED]
+        return hash_bytes(repr(parts).encode())
+
+    @property
+    def n_multiplications(self) -> float:
+        """Multiplications of the convolutions for one photo: what its time is in proportion to, nearly."""
+        views = 2 if self.mirrored else 1
+        return views * sum(one.n_multiplications for one in self.backbones)
+
+
+class Statistics(NamedTuple):
+    """What is known beforehand of a backbone's activations.
+
+    Parameters
+    ----------
+    projections : dict of str to ndarray of shape (K, C), float32
+        Principal axes of each cut's channels.
+    means : dict of str to ndarray of shape (C,), float32
+        Mean of each cut's channels.
+    average_mean, average_deviation : ndarray of shape (A,), float32
+        Of the averages over positions of the pooled cuts.
+    """
+
+    projections: dict[str, NDArray[np.float32]]
+    means: dict[str, NDArray[np.float32]]
+    average_mean: NDArray[np.float32]
+    average_deviation: NDArray[np.float32]
+
+    def to_tensors(self, name: str) -> dict[str, NDArray[np.float16]]:
+        """Tensors by name, for a safetensors file."""
+        tensors = {f"{name}.{cut}.projection": axes for cut, axes in self.projections.items()}
+        tensors |= {f"{name}.{cut}.mean": mean for cut, mean in self.means.items()}
+        tensors |= {f"{name}.average.mean": self.average_mean, f"{name}.average.deviation": self.average_deviation}
+        return {key: np.ascontiguousarray(value, np.float16) for key, value in tensors.items()}
+
+
+@functools.cache
+def _read_statistics() -> bytes:
+    return (resources.files("pomona") / "statistics.safetensors").read_bytes()
+
+
+def read_statistics(backbone: Backbone) -> Statistics:
+    """Read what the package knows of a backbone's activations; `bench/calibrate.py` made it from photos.
+
+    Raises
+    ------
+    MissingPackageError
+        If safetensors is not installed.
+    BackboneError
+        If the file lacks the backbone, or its tensors do not fit.
+    """
+    try:
+        from safetensors.numpy import load
+    except ImportError as error:
+        raise MissingPackageError("safetensors", "train", "to write a network") from error
+    dims = {cut.name: cut.dim for cut in backbone.cuts}
+    wanted: dict[str, tuple[int, ...]] = {"average.mean": (backbone.dim,), "average.deviation": (backbone.dim,)}
+    for cut in SECOND_ORDER_CUTS:
+        wanted |= {f"{cut}.projection": (N_PROJECTED, dims[cut]), f"{cut}.mean": (dims[cut],)}
+    tensors = load(_read_statistics())
+    found = {
+        key: tensors[f"{backbone.name}.{key}"].astype(np.float32)
+        for key in wanted
+        if f"{backbone.name}.{key}" in tensors
+    }
+    if {key: value.shape for key, value in found.items()} != wanted or not all(
+        np.isfinite(v).all() for v in found.values()
+    ):
+        raise BackboneError(f"wanted the statistics of {backbone.name} in statistics.safetensors; install Pomona again")
+    return Statistics(
+        {cut: found[f"{cut}.projection"] for cut in SECOND_ORDER_CUTS},
+        {cut: found[f"{cut}.mean"] for cut in SECOND_ORDER_CUTS},
+        found["average.mean"],
+        found["average.deviation"],
+    )
+
+
+def load_network(embedding: Embedding) -> Path:
+    """Write the network of an embedding once, and give the cached ONNX file after that.
+
+    The network takes ``pixels`` (N, S, S, 3) uint8 and gives ``features`` (N, D) float32.
+
+    Returns
+    -------
+    Path
+        The ONNX file in the cache; its content is checked against the hash beside it, and made again where they differ.
+
+    Raises
+    ------
+    MissingPackageError
+        If the weights' package or onnx is not installed.
+    BackboneError
+        If the weights are not those that are pinned, or shipped ranges or statistics cannot be used.
+    StorageError
+        If the cache cannot be read or written.
+    """
+    folder = make_folder(cache_folder() / "networks")
+    path = folder / f"{embedding.slug}-{embedding.key[:16]}.onnx"
+    seal = path.with_suffix(".sha256")
+    with storage_errors(f"read {path}"):
+        if path.is_file() and seal.is_file() and seal.read_bytes() == hash_file(path).encode():
+            return path
+    content = build_network(embedding)
+    write_atomic(path, content)
+    write_atomic(seal, hash_bytes(content))
+    return path
+
+
+def build_network(embedding: Embedding) -> bytes:
+    """Write the network of an embedding as an ONNX graph.
+
+    Parameters
+    ----------
+    embedding : Embedding
+        What the features are.
+
+    Returns
+    -------
+    bytes
+        ONNX model, ``pixels`` (N, S, S, 3) uint8 to ``features`` (N, D) float32, opset 18.
+
+    Raises
+    ------
+    MissingPackageError
+        If onnx or the weights' package is not installed.
+    BackboneError
+        If the weights are not those that are pinned, or shipped ranges or statistics cannot be used.
+    """
+    if importlib.util.find_spec("onnx") is None:
+        raise MissingPackageError("onnx", "train", "to write a network")
+    graph = GraphWriter() if embedding.precision == "f32" else Int8Writer()
+    size_px = embedding.preprocessing.size_px
+    pixels = "pixels"
+    if embedding.mirrored:
+        backward = graph.constant(np.arange(size_px - 1, -1, -1))
+        pixels = graph.add("Concat", [pixels, graph.add("Gather", [pixels, backward], axis=2)], axis=0)
+    x = graph.scale(pixels, embedding.preprocessing.offset, embedding.preprocessing.scale)
+    parts: list[str] = []
+    for backbone in embedding.backbones:
+        prefix = "" if len(embedding.backbones) == 1 else f"{backbone.name}/"
+        write_trunk(graph, backbone, load_weights(backbone), x, prefix=prefix)
+        if embedding.pooling == "average":
+            parts += _write_averages(graph, backbone, prefix)
+        else:
+            parts += _write_second_order(graph, backbone, prefix)
+    graph.begin("", ())
+    if embedding.mirrored:
+        both = graph.add("Concat", parts, axis=1)
+        both = graph.add("Reshape", [both, graph.constant(np.array([2, -1, embedding.dim]))])
+        graph.add("ReduceMean", [both, graph.constant(np.array([0]))], name="features", keepdims=0)
+    else:
+        graph.add("Concat", parts, name="features", axis=1)
+    return graph.to_bytes(("pixels", ("N", size_px, size_px, 3)), ("features", ("N", embedding.dim)))
+
+
+def _write_averages(graph: GraphWriter, backbone: Backbone, prefix: str) -> list[str]:
+    axes = graph.constant(np.array([2, 3]))
+    return [graph.add("ReduceMean", [prefix + cut, axes], keepdims=0) for cut in backbone.pooled]
+
+
+def _write_second_order(graph: GraphWriter, backbone: Backbone, prefix: str) -> list[str]:
+    """Add the second moments of each cut and the standardised averages, each part with a norm of its own."""
+    statistics = read_statistics(backbone)
+    size_px = backbone.preprocessing.size_px
+    parts = []
+    for cut in backbone.cuts:
+        if cut.name in SECOND_ORDER_CUTS:
+            axes, mean = statistics.projections[cut.name], statistics.means[cut.name]
+            x = graph.add("Conv", [prefix + cut.name, *map(graph.constant, (axes[:, :, None, None], -axes @ mean))])
+            moments = _write_moments(graph, x, math.ceil(size_px / cut.stride))
+            parts.append(_write_norm(graph, moments, math.sqrt(SECOND_ORDER_CUTS[cut.name])))
+    averages = graph.add("Concat", _write_averages(graph, backbone, prefix), axis=1)
+    averages = graph.add("Sub", [averages, graph.constant(statistics.average_mean)])
+    averages = graph.add("Div", [averages, graph.constant(statistics.average_deviation)])
+    return [*parts, _write_norm(graph, averages, 1.0)]
+
+
+def _write_moments(graph: GraphWriter, x: str, n_positions: int) -> str:
+    """Add the upper triangle of the second moments of an activation map (N, K, P, P)."""
+    x = graph.add("Reshape", [x, graph.constant(np.array([0, N_PROJECTED, -1]))])
+    x = graph.add("Mul", [x, graph.constant(np.sqrt(make_window(n_positions)).ravel())])
+    x = graph.add("MatMul", [x, graph.add("Transpose", [x], perm=[0, 2, 1])])
+    x = graph.add("Reshape", [x, graph.constant(np.array([0, -1]))])
+    row, column = np.triu_indices(N_PROJECTED)
+    x = graph.add("Gather", [x, graph.constant(row * N_PROJECTED + column)], axis=1)
+    # Off the diagonal a moment stands for two equal ones, so that products of features are those of the matrices.
+    return graph.add("Mul", [x, graph.constant(np.where(row == column, 1, math.sqrt(2)).astype(np.float32))])
+
+
+def _write_norm(graph: GraphWriter, x: str, norm: float) -> str:
+    """Scale each row to a norm; a row of zeros stays one."""
+    length = graph.add("ReduceL2", [x, graph.constant(np.array([1]))], keepdims=1)
+    length = graph.add("Max", [length, graph.constant(np.float32(_EPSILON))])
+    return graph.add("Mul", [graph.add("Div", [x, length]), graph.constant(np.float32(norm))])
+
+
+def make_window(n_positions: int) -> NDArray[np.float32]:
+    """Weights of the positions of an activation map, which sum to 1.
+
+    Parameters
+    ----------
+    n_positions : int
+        Positions along a side, P.
+
+    Returns
+    -------
+    ndarray of shape (P, P), float32
+        A Gaussian around the middle, of deviation `WINDOW_SIGMA` times the side.
+
+    Examples
+    --------
+    >>> make_window(3).round(2).tolist()
+    [[0.04, 0.1, 0.04], [0.1, 0.44, 0.1], [0.04, 0.1, 0.04]]
+    """
+    place = (np.arange(n_positions) + 0.5) / n_positions - 0.5
+    side = np.exp(-np.square(place / WINDOW_SIGMA) / 2)
+    window = np.outer(side, side)
+    return np.asarray(window / window.sum(), np.float32)
+
+
+def _count_pairs() -> int:
+    return N_PROJECTED * (N_PROJECTED + 1) // 2

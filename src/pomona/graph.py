@@ -1,0 +1,182 @@
+"""ONNX graphs, written node by node, in float32 or in int8.
+
+In: convolutions with their weights, and the steps between them. Out: the bytes of an ONNX model.
+Why: one walk over an architecture writes it in either precision, and every tensor that matters has a name.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from pomona.int8 import RELU6, Range, expect_relu6, find_step, round_weight
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+_WIDER = 1.0001
+_MEAN_PIXEL = (123.7, 116.3, 103.5)
+"""Red, green and blue over the photos that the weights were trained on, 0-255."""
+
+
+class Convolution(NamedTuple):
+    """A convolution with its batch norm folded in.
+
+    Parameters
+    ----------
+    weight : ndarray of shape (C, C_in / groups, K, K), float32
+    bias : ndarray of shape (C,), float32
+    mean, spread : ndarray of shape (C,), float64
+        Mean and standard deviation of each output over the photos of the training, which are its batch norm's own.
+    stride, groups : int
+    """
+
+    weight: NDArray[np.float32]
+    bias: NDArray[np.float32]
+    mean: NDArray[np.float64]
+    spread: NDArray[np.float64]
+    stride: int
+    groups: int
+
+
+class GraphWriter:
+    """Collects ONNX nodes; each method returns the name of the tensor it adds."""
+
+    def __init__(self) -> None:
+        self.nodes: list[Any] = []
+        self.constants: dict[str, Any] = {}
+        self.prefix = ""
+
+    def begin(self, prefix: str, ranges: Sequence[Range]) -> None:  # noqa: ARG002 - for `Int8Writer`
+        """Go on with another network: `prefix` stands before the names given, `ranges` are of its tensors."""
+        self.prefix = prefix
+
+    def constant(self, value: NDArray[Any] | np.generic) -> str:
+        """Add a constant."""
+        from onnx import numpy_helper
+
+        name = f"c{len(self.constants)}"
+        self.constants[name] = numpy_helper.from_array(np.asarray(value), name)
+        return name
+
+    def add(self, kind: str, inputs: Sequence[str], *, name: str = "", **attributes: Any) -> str:
+        """Add a node of one output."""
+        from onnx import helper
+
+        output = self.prefix + name if name else f"{kind.lower()}{len(self.nodes)}"
+        self.nodes.append(helper.make_node(kind, list(inputs), [output], name=output, **attributes))
+        return output
+
+    def scale(self, pixels: str, offset: float, scale: float) -> str:
+        """Add the scaling of pixels (N, S, S, 3) uint8 to (N, 3, S, S): less `offset`, then divided by `scale`."""
+        x = self.add("Cast", [pixels], to=1)
+        x = self.add("Transpose", [x], perm=[0, 3, 1, 2])
+        # (x - offset) / scale cannot be folded into the stem: its zero padding comes after the scaling.
+        x = self.add("Sub", [x, self.constant(np.float32(offset))])
+        return self.add("Mul", [x, self.constant(np.float32(1 / scale))])
+
+    def convolve(self, x: str, convolution: Convolution, *, name: str = "") -> str:
+        """Add a convolution."""
+        return self.add_convolution([x, self.constant(convolution.weight)], convolution, name)
+
+    def add_convolution(self, inputs: list[str], convolution: Convolution, name: str) -> str:
+        """Add the node; `inputs` are its input and its weight."""
+        return self.add(
+            "Conv",
+            [*inputs, self.constant(convolution.bias)],
+            name=name,
+            auto_pad="SAME_UPPER",
+            kernel_shape=list(convolution.weight.shape[2:]),
+            strides=[convolution.stride] * 2,
+            group=convolution.groups,
+        )
+
+    def activate(self, x: str, *, name: str = "") -> str:
+        """Add a ReLU6."""
+        return self.add("Clip", [x, *(self.constant(np.float32(bound)) for bound in RELU6)], name=name)
+
+    def join(self, x: str, shortcut: str, *, name: str = "") -> str:
+        """Add the sum of a block's output and its input."""
+        return self.add("Add", [x, shortcut], name=name)
+
+    def narrow(self, x: str, bounds: tuple[float, float] | None = None) -> str:  # noqa: ARG002 - for `Int8Writer`
+        """Name what later layers read of a tensor; `bounds` are its least and greatest value, where known."""
+        return x
+
+    def to_bytes(self, source: tuple[str, tuple[Any, ...]], target: tuple[str, tuple[Any, ...]]) -> bytes:
+        """Write the model, from an input (name, shape) of uint8 to an output of float32."""
+        from onnx import TensorProto, helper
+
+        graph = helper.make_graph(
+            self.nodes,
+            "network",
+            [helper.make_tensor_value_info(source[0], TensorProto.UINT8, source[1])],
+            [helper.make_tensor_value_info(target[0], TensorProto.FLOAT, target[1])],
+            initializer=list(self.constants.values()),
+        )
+        opset = [helper.make_opsetid("", 18)]
+        model = helper.make_model(graph, opset_imports=opset, ir_version=9, producer_name="pomona")
+        return bytes(model.SerializeToString())
+
+
+class Int8Writer(GraphWriter):
+    """Writes the same graph with 8-bit convolutions, as pairs of QuantizeLinear and DequantizeLinear.
+
+    Activations are unsigned with one range a tensor: with a range a channel, OpenVINO leaves the depthwise convolutions
+    in float32. Weights are signed with a step a channel, and biases stay float32.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ranges: dict[str, tuple[float, float]] = {}
+        self.means: dict[str, NDArray[np.float64]] = {}
+        self.spreads: dict[str, NDArray[np.float64]] = {}
+
+    def begin(self, prefix: str, ranges: Sequence[Range]) -> None:
+        """Go on with another network; `ranges` are what its tensors are quantised to."""
+        super().begin(prefix, ranges)
+        self.ranges |= {prefix + one.tensor: (one.low, one.high) for one in ranges}
+
+    def scale(self, pixels: str, offset: float, scale: float) -> str:
+        """Add the scaling of pixels, whose 256 values the quantised ones are."""
+        x = super().scale(pixels, offset, scale)
+        low, high, *means = ((v - offset) / scale for v in (0, 255, *_MEAN_PIXEL))
+        self.means[x] = np.array(means)
+        # 256 steps for 256 values: nothing is lost. With steps of exactly one value OpenVINO 2026.4 would take the pair
+        # out, and compute the stem in float32.
+        return self.narrow(x, (low * _WIDER, high * _WIDER))
+
+    def convolve(self, x: str, convolution: Convolution, *, name: str = "") -> str:
+        """Add a convolution of rounded weights, the mean of what rounding shifts taken off its bias."""
+        values, steps = round_weight(convolution.weight)
+        errors = (values * steps[:, None, None, None] - convolution.weight).sum(axis=(2, 3), dtype=np.float64)
+        drift = errors @ self.means[x] if convolution.groups == 1 else errors[:, 0] * self.means[x]
+        convolution = convolution._replace(bias=(convolution.bias - drift).astype(np.float32))
+        weight = [self.constant(part) for part in (values, steps, np.zeros(len(steps), np.int8))]
+        x = self.add_convolution([x, self.add("DequantizeLinear", weight, axis=0)], convolution, name)
+        self.means[x], self.spreads[x] = convolution.mean, convolution.spread
+        return x
+
+    def activate(self, x: str, *, name: str = "") -> str:
+        """Add a ReLU6, and foretell its mean."""
+        mean = expect_relu6(self.means[x], self.spreads[x])
+        x = super().activate(x, name=name)
+        self.means[x] = mean
+        return x
+
+    def join(self, x: str, shortcut: str, *, name: str = "") -> str:
+        """Add the sum, and its mean."""
+        mean = self.means[x] + self.means[shortcut]
+        x = super().join(x, shortcut, name=name)
+        self.means[x] = mean
+        return x
+
+    def narrow(self, x: str, bounds: tuple[float, float] | None = None) -> str:
+        """Add the rounding of a tensor to 8 bits, over `bounds` or the range that is known of it."""
+        scheme = [self.constant(part) for part in find_step(*(bounds or self.ranges[x]))]
+        narrowed = self.add("DequantizeLinear", [self.add("QuantizeLinear", [x, *scheme]), *scheme])
+        self.means[narrowed] = self.means[x]
+        return narrowed
