@@ -43,3 +43,10 @@ def docs(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     install(session)
     session.run("python", "bench/spine.py", *session.posargs)
+
+
+@nox.session
+def peers(session: nox.Session) -> None:
+    """The same photos with fastai and timm: several GB of packages, half an hour, only when asked for by name."""
+    session.install("--requirement", "bench/peers/requirements.txt")
+    session.run("python", "bench/peers/run.py", *session.posargs)
