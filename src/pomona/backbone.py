@@ -187,7 +187,7 @@ class Backbone:
     >>> find_backbone("lite0").dim
     1904
     >>> f"{find_backbone('lite0').n_multiplications:.2g}"
-    '3.9e+08'
+    '3.8e+08'
     """
 
     name: BackboneName
@@ -208,12 +208,12 @@ class Backbone:
     @property
     def n_multiplications(self) -> float:
         """Multiplications of its convolutions for one photo."""
-        side_px = self.preprocessing.size_px / 2
-        total = side_px**2 * 27 * _STEM_DIM
+        side_px = math.ceil(self.preprocessing.size_px / 2)
+        total = float(side_px**2 * 27 * _STEM_DIM)
         for block in list_blocks(self.name):
             inside = block.n_in * block.expansion
             total += side_px**2 * block.n_in * inside if block.expansion > 1 else 0
-            side_px /= block.stride
+            side_px = math.ceil(side_px / block.stride)
             total += side_px**2 * inside * (block.kernel_px**2 + block.n_out)
         return total + side_px**2 * self.cuts[-2].dim * self.cuts[-1].dim
 

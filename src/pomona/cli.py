@@ -29,14 +29,18 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from pomona.bundle import Prediction
+    from pomona.effort import Forecast
     from pomona.evaluation import Evaluation, Metric
+    from pomona.teaching import TeachResult
     from pomona.training import Progress, TrainResult
 
 EXIT_DATA, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
 _STEPS = {
+    "load": "Opening the run",
     "render": "Rendering photos",
     "read": "Reading photos",
+    "plan": "Planning",
     "features": "Computing features",
     "fit": "Fitting the head",
     "evaluate": "Evaluating",
@@ -88,8 +92,8 @@ def build_app(asked: str | None = None) -> typer.Typer:
     """
     app = typer.Typer(name="pomona", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
     app.callback()(_main)
-    for command in (demo, train, evaluate, predict, fetch):
-        name = command.__name__
+    for command in (demo, train, evaluate, predict, add_class, remove_class, fetch):
+        name = command.__name__.replace("_", "-")
         if name in _OPTIONS and asked in (name, None):
             module, class_name, positional = _OPTIONS[name]
             options_class = getattr(importlib.import_module(module), class_name)
@@ -242,7 +246,7 @@ def train(options: Any, *, as_json: Json = False) -> None:
     from pomona.training import train as train_run
 
     with _show_progress() as on_progress:
-        result = train_run(options, on_progress=on_progress)
+        result = train_run(options, on_progress=on_progress, on_forecast=_print_forecast)
     if as_json:
         stages = {stage.name: round(stage.seconds, 3) for stage in result.stages}
         extra = {"output": str(result.bundle.folder), "notes": list(result.notes), "seconds": stages}
@@ -310,8 +314,7 @@ def predict(
 
     if as_json and as_csv:
         raise OptionError("wanted --json or --csv, got both")
-    listed = [path for item in photos for path in (_read_lines() if item == "-" else [item]) if path]
-    paths = find_photos(listed)
+    paths = find_photos(_read_paths(photos))
     bundle = load_bundle(run, n_workers=workers)
     answers: list[Prediction] = []
     interrupt = None
@@ -339,10 +342,46 @@ def predict(
         _fail(_say_none(len(answers)), EXIT_DATA)
 
 
+def add_class(
+    run: Annotated[Path, typer.Argument(help="Run folder that `pomona train` wrote.")],
+    name: Annotated[str, typer.Argument(help='Class, known or new; or its path, such as "Fruit/Apple/Elstar".')],
+    photos: Annotated[
+        list[str], typer.Argument(help="Photos of it, folders, patterns; - reads paths from stdin, one a line.")
+    ],
+    *,
+    workers: Workers = None,
+    as_json: Json = False,
+) -> None:
+    """Teach a recogniser a further class, or further photos of one it knows, in a blink."""
+    from pomona.teaching import add_class as add_to_run
+
+    with _show_progress() as on_progress:
+        result = add_to_run(run, name, _read_paths(photos), n_workers=workers, on_progress=on_progress)
+    _print_teaching(result, as_json=as_json)
+
+
+def remove_class(
+    run: Annotated[Path, typer.Argument(help="Run folder that `pomona train` wrote.")],
+    name: Annotated[str, typer.Argument(help="Class, or its path.")],
+    *,
+    as_json: Json = False,
+) -> None:
+    """Let a recogniser forget a class and its photos, as if it had never learnt them."""
+    from pomona.teaching import remove_class as remove_from_run
+
+    with _show_progress() as on_progress:
+        result = remove_from_run(run, name, on_progress=on_progress)
+    _print_teaching(result, as_json=as_json)
+
+
 def _say_none(n_photos: int) -> str:
     if n_photos > 1:
         return f"none of the {n_photos:,} photos could be used"
     return "the photo could not be used" if n_photos else "no photo found there"
+
+
+def _read_paths(photos: Sequence[str]) -> list[str]:
+    return [path for item in photos for path in (_read_lines() if item == "-" else [item]) if path]
 
 
 def _read_lines() -> list[str]:
@@ -372,6 +411,21 @@ def fetch(
     )
     _print_places(out, {"Photos": folder})
     out.print(f"Train on them: pomona train {folder}", highlight=False, soft_wrap=True, markup=False)
+
+
+def _print_forecast(forecasts: Sequence[Forecast], taken: Forecast) -> None:
+    """What each effort will cost, before it begins; on stderr, as it is no result."""
+    out = _console(sys.stderr)
+    for one in forecasts:
+        work = f"{one.n_photos:,} photos: decoding {one.decode_s:.0f} s, network {one.network_s:.0f} s, "
+        mark = "[bold]" if one is taken else "[dim]"
+        chosen = "" if len(forecasts) == 1 else ", taken" if one is taken else ""
+        out.print(
+            f"{mark}{one.effort}: about {one.total_s:.0f} s[/] [dim]({work}fit {one.fit_s:.0f} s, the rest "
+            f"{one.start_s:.0f} s){chosen}[/]",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 # --- what people see ------------------------------------------------------------------------------------------------
@@ -481,6 +535,22 @@ def _print_training(out: Console, result: TrainResult) -> None:
     _print_evaluation(out, result.evaluation, result.evaluated_on)
     for note in result.notes:
         _warn(note)
+
+
+def _print_teaching(result: TeachResult, *, as_json: bool) -> None:
+    for one in result.skipped:
+        _warn(f"{one.name}: {one.detail}")
+    for note in result.notes:
+        _warn(note)
+    if as_json:
+        _print_json(result.to_dict())
+        return
+    out = _console(sys.stdout)
+    folder = result.bundle.folder
+    out.print(result.describe(), highlight=False, soft_wrap=True, markup=False)
+    if result.n_photos:
+        out.print("The numbers in its report are of before. Measure it again:", highlight=False)
+        out.print(f"  pomona evaluate {folder} DATA", style="bold", highlight=False, soft_wrap=True, markup=False)
 
 
 def _print_evaluation(out: Console, evaluation: Evaluation, evaluated_on: str) -> None:

@@ -7,17 +7,27 @@ that were measured; what they cost here is measured on this machine before anyth
 
 from __future__ import annotations
 
-import json
-import platform
-from dataclasses import asdict, dataclass, replace
+import contextlib
+import re
+import tempfile
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
+
+import numpy as np
 
 from pomona.backbone import BackboneName, Precision, find_backbone
-from pomona.embedding import Embedding, load_network
+from pomona.embedding import Embedding
 from pomona.engine import Engine, count_cpus, measure_rate
-from pomona.errors import OptionError
-from pomona.files import cache_folder, hash_bytes, make_folder, write_atomic
+from pomona.errors import OptionError, PhotoError
+from pomona.files import storage_errors
+from pomona.graph import Convolution, GraphWriter, Int8Writer
+from pomona.int8 import RELU6, Range
+from pomona.photo import read_photo_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 Effort = Literal["instant", "fast", "best"]
 
@@ -48,10 +58,13 @@ RECIPES: dict[Effort, Recipe] = {
 }
 """Measured on the Grocery Store photos, groups of like photos held out whole: docs/decisions/0011."""
 
-_PROBE_PX = 128
-_N_PROBES, _N_DECODED = 24, 8
-_START_S = 2.0  # imports, compiling, the report
-_FIT_S_PER_CUBE, _FIT_S_PER_SQUARE = 6e-11, 1.2e-11
+_START_S = 2.5
+"""Imports, compiling, writing the run and its report: what does not grow with the photos."""
+
+_PROBE_PX, _PROBE_DIM, _PROBE_BLOCKS, _N_PROBES = 28, 80, 4, 16
+_N_DECODED, N_STRENGTHS = 8, 4
+_EFFICIENCY = 0.8
+"""What a whole network reaches of the probe's multiplications a second."""
 
 
 def plan_embedding(
@@ -96,72 +109,93 @@ def plan_embedding(
 
 @dataclass(frozen=True)
 class Machine:
-    """How fast this machine is.
+    """How fast this machine is, with every core at work.
 
     Parameters
     ----------
     int8_rate, f32_rate : float
-        Multiplications of a network per second, all cores.
+        Multiplications of a network's convolutions per second.
+    solve_rate : float
+        Multiplications of large float32 matrices per second.
     """
 
     int8_rate: float
     f32_rate: float
+    solve_rate: float
 
     @property
     def precision(self) -> Precision:
-        """The faster of the two."""
+        """The faster one for networks."""
         return "int8" if self.int8_rate > self.f32_rate else "f32"
 
 
 def measure_machine(n_workers: int | None = None) -> Machine:
-    """Run a small network in both precisions, once a machine; the result is kept in the cache.
+    """Run a few blocks of a network in both precisions, and multiply matrices: 0.3 s.
 
     Parameters
     ----------
     n_workers : int, optional
         Threads; every core where not given.
     """
-    n_workers = n_workers or count_cpus()
-    path = make_folder(cache_folder() / "networks") / f"machine-{_name_machine(n_workers)}.json"
-    try:
-        kept = Machine(**json.loads(path.read_text("utf-8")))
-        if min(kept.int8_rate, kept.f32_rate) > 0:
-            return kept
-    except (OSError, ValueError, TypeError):
-        pass  # not measured yet, or by another version
-    probes = [plan_embedding("instant", size_px=_PROBE_PX, precision=precision) for precision in get_args(Precision)]
-    rates = {one.precision: _measure_multiplications(one, n_workers) for one in probes}
-    machine = Machine(rates["int8"], rates["f32"])
-    write_atomic(path, json.dumps(asdict(machine)) + "\n")
-    return machine
+    table = np.ones((1000, 1000), np.float32)
+    times_s = []
+    for _ in range(3):
+        started_s = time.perf_counter()
+        np.matmul(table, table)
+        times_s.append(time.perf_counter() - started_s)
+    return Machine(_measure_probe("int8", n_workers), _measure_probe("f32", n_workers), len(table) ** 3 / min(times_s))
 
 
-def _measure_multiplications(probe: Embedding, n_workers: int) -> float:
-    engine = Engine(load_network(probe), n_workers=n_workers)
-    return max(measure_rate(engine, n_photos=_N_PROBES) for _ in range(2)) * probe.n_multiplications
+def _measure_probe(precision: Precision, n_workers: int | None) -> float:
+    """Multiplications per second of inverted residual blocks."""
+    content, n_multiplications = _write_probe(precision)
+    with tempfile.TemporaryDirectory() as folder, storage_errors("write a probe network"):
+        path = Path(folder) / "probe.onnx"
+        path.write_bytes(content)
+        engine = Engine(path, n_workers=n_workers)
+    return n_multiplications * max(measure_rate(engine, n_photos=_N_PROBES) for _ in range(2))
 
 
-def _name_machine(n_workers: int) -> str:
-    from pomona import __version__
+def _write_probe(precision: Precision) -> tuple[bytes, float]:
+    """Blocks as in the middle of a network, with weights of no meaning, and their multiplications."""
+    random = np.random.default_rng(0)
+    inside = 6 * _PROBE_DIM
+    graph = GraphWriter() if precision == "f32" else Int8Writer()
+    graph.begin("", [Range(f"block{i}", -8.0, 8.0) for i in range(_PROBE_BLOCKS + 1)])
+    x = graph.scale("pixels", 127.0, 128.0)
+    x = graph.narrow(graph.convolve(x, _make_convolution(random, _PROBE_DIM, 3, 1), name="block0"))
+    for i in range(1, _PROBE_BLOCKS + 1):
+        y = graph.narrow(graph.activate(graph.convolve(x, _make_convolution(random, inside, _PROBE_DIM, 1))), RELU6)
+        y = graph.narrow(graph.activate(graph.convolve(y, _make_convolution(random, inside, 1, 3))), RELU6)
+        y = graph.convolve(y, _make_convolution(random, _PROBE_DIM, inside, 1))
+        x = graph.narrow(graph.join(y, x, name=f"block{i}"))
+    graph.add("ReduceMean", [x, graph.constant(np.array([2, 3]))], name="features", keepdims=0)
+    shape = ("N", _PROBE_PX, _PROBE_PX, 3)
+    content = graph.to_bytes(("pixels", shape), ("features", ("N", _PROBE_DIM)))
+    per_position = 3 * _PROBE_DIM + _PROBE_BLOCKS * (2 * _PROBE_DIM * inside + 9 * inside)
+    return content, float(_PROBE_PX**2 * per_position)
 
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-        model = next((line for line in lines if line.startswith("model name")), "")
-    except OSError:
-        model = platform.processor()
-    return hash_bytes(repr((__version__, platform.node(), model, n_workers)).encode())[:16]
+
+def _make_convolution(random: np.random.Generator, n_out: int, n_in: int, kernel_px: int) -> Convolution:
+    """Of random weights; depthwise where it is wider than 1 x 1."""
+    weight = (random.standard_normal((n_out, n_in, kernel_px, kernel_px)) / np.sqrt(n_in * kernel_px**2)).astype(
+        np.float32
+    )
+    groups = n_out if kernel_px > 1 else 1
+    nothing, one = np.zeros(n_out), np.ones(n_out)
+    return Convolution(weight, nothing.astype(np.float32), nothing, one, 1, groups)
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What an effort will take for N photos.
+    """What an effort will take.
 
     Parameters
     ----------
     effort : {"instant", "fast", "best"}
         Which.
     n_photos : int
-        Photos, N.
+        Photos whose features are not in the cache.
     decode_s, network_s, fit_s, start_s : float
         Seconds of reading and decoding, of the network, of the fit, and of everything that does not grow.
     """
@@ -177,3 +211,99 @@ class Forecast:
     def total_s(self) -> float:
         """Seconds in all."""
         return self.decode_s + self.network_s + self.fit_s + self.start_s
+
+
+def forecast(
+    effort: Effort,
+    embedding: Embedding,
+    machine: Machine,
+    photos: Sequence[Path],
+    *,
+    n_learnt: int,
+    n_workers: int | None = None,
+) -> Forecast:
+    """Foretell how long an effort takes, from the speed of this machine and a few of the photos.
+
+    Parameters
+    ----------
+    effort : {"instant", "fast", "best"}
+        Which.
+    embedding : Embedding
+        Its features.
+    machine : Machine
+        What was measured.
+    photos : sequence of Path, length N
+        Photos to compute; some are decoded.
+    n_learnt : int
+        Photos that the head is fitted on.
+    n_workers : int, optional
+        Threads; every core where not given.
+
+    Returns
+    -------
+    Forecast
+        Seconds, part by part.
+    """
+    rate = (machine.int8_rate if embedding.precision == "int8" else machine.f32_rate) * _EFFICIENCY
+    decode_s = _measure_decoding(photos, embedding) / (n_workers or count_cpus())
+    # Products of features in float32; then one inverse a strength in float64, at half the rate.
+    products = min(n_learnt, embedding.dim) * n_learnt * embedding.dim / 2
+    inverses = N_STRENGTHS * 2 * 2 * min(n_learnt, embedding.dim) ** 3
+    return Forecast(
+        effort=effort,
+        n_photos=len(photos),
+        decode_s=len(photos) * decode_s,
+        network_s=len(photos) * embedding.n_multiplications / rate,
+        fit_s=(products + inverses) / machine.solve_rate,
+    )
+
+
+def _measure_decoding(photos: Sequence[Path], embedding: Embedding) -> float:
+    """Seconds that one core takes to read a photo and fit it into the square; the middle one of a few."""
+    times_s = []
+    for i in np.unique(np.linspace(0, len(photos) - 1, min(_N_DECODED, len(photos))).astype(int)):
+        started_s = time.perf_counter()
+        with contextlib.suppress(PhotoError):  # counted and skipped when its turn comes
+            embedding.preprocessing.read(read_photo_bytes(photos[i]))
+        times_s.append(time.perf_counter() - started_s)
+    return float(np.median(times_s)) if times_s else 0.0
+
+
+def choose_effort(forecasts: Sequence[Forecast], time_s: float) -> Forecast:
+    """Choose the greatest effort that is done in time; the quickest where none is.
+
+    Parameters
+    ----------
+    forecasts : sequence of Forecast
+        The smallest effort first; a greater one may be quicker, where its features are in the cache.
+    time_s : float
+        Seconds there are.
+
+    Examples
+    --------
+    >>> small, large = Forecast("instant", 9, 0, 1, 0, 2), Forecast("fast", 9, 0, 5, 0, 2)
+    >>> choose_effort([small, large], 10).effort, choose_effort([small, large], 1).effort
+    ('fast', 'instant')
+    """
+    in_time = [one for one in forecasts if one.total_s <= time_s]
+    return in_time[-1] if in_time else min(forecasts, key=lambda one: one.total_s)
+
+
+def parse_time(text: str) -> float:
+    """Read a time such as ``60s``, ``1.5m`` or ``90``, in seconds.
+
+    Raises
+    ------
+    OptionError
+        If it is none, or not more than nothing.
+
+    Examples
+    --------
+    >>> parse_time("90"), parse_time("1.5m")
+    (90.0, 90.0)
+    """
+    found = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(s|sec|m|min|h)?\s*", text, re.IGNORECASE)
+    value = float(found[1]) * {"m": 60, "h": 3600}.get((found[2] or "s")[0].lower(), 1) if found else 0.0
+    if not 0 < value < np.inf:
+        raise OptionError(f"time: wanted a time such as 60s or 2m, got {text!r}")
+    return value

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pomona.dataset import Dataset
+    from pomona.dataset import Dataset, Photo
     from pomona.embedding import Embedding
 
 FEATURES_FORMAT = 2
@@ -151,6 +151,14 @@ def extract_features(
     clean = replace(dataset, photos=tuple(photos[i] for i in usable), skipped=dataset.skipped + skipped)
     values = vectors.values if len(usable) == len(photos) else vectors.values[usable]
     return Features(values, clean, vectors.n_computed, vectors.n_cached)
+
+
+def list_missing(dataset: Dataset, embedding: Embedding) -> tuple[Photo, ...]:
+    """Photos of a dataset whose features the cache does not hold; those of one content once."""
+    photos = {photo.sha256: photo for photo in dataset.photos}
+    with closing(VectorCache(embedding)) as cache:
+        held = cache.list_held(list(photos))
+    return tuple(photo for digest, photo in photos.items() if digest not in held)
 
 
 def read_unchanged(path: Path, sha256: str) -> bytes:
@@ -309,6 +317,21 @@ class VectorCache:
                 if isinstance(blob, bytes) and len(blob) == self.dim * 4 and zlib.crc32(blob) == crc:
                     self.found.add(key.hex())
                     yield key.hex(), np.frombuffer(blob, np.float32)
+
+    def list_held(self, digests: Sequence[str]) -> set[str]:
+        """Those of the hashes that there is a vector for, whole or not."""
+        held: set[str] = set()
+        for start in range(0, len(digests), _ROWS_PER_QUERY):
+            chunk = [bytes.fromhex(digest) for digest in digests[start : start + _ROWS_PER_QUERY]]
+            marks = ",".join("?" * len(chunk))
+            query = f"SELECT sha256 FROM vectors WHERE sha256 IN ({marks})"  # noqa: S608 - only marks
+            with self._storage_errors("read"):
+                try:
+                    held |= {key.hex() for (key,) in self._connection.execute(query, chunk)}
+                except sqlite3.DatabaseError as error:
+                    _reraise_unless_damaged(error)
+                    return set()  # reading the vectors will find the damage, and begin anew
+        return held
 
     def write(self, digest: str, vector: NDArray[np.float32]) -> None:
         """Keep a vector (D,); it is on disk after the next commit, at most 64 photos or 2 seconds later."""

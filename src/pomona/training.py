@@ -13,7 +13,7 @@ import time
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import numpy as np
 
@@ -21,24 +21,27 @@ from pomona.backbone import BackboneName  # noqa: TC001 - the command line reads
 from pomona.bundle import list_levels
 from pomona.class_tree import show_text
 from pomona.dataset import ClassTree, Dataset, Split, iter_folds, load_dataset, split_dataset
-from pomona.effort import Effort, measure_machine, plan_embedding
+from pomona.effort import Effort, choose_effort, forecast, measure_machine, parse_time, plan_embedding
 from pomona.errors import DataError, NotFiniteError, OptionError, StorageError
 from pomona.evaluation import evaluate
-from pomona.features import Features, extract_features
+from pomona.features import Features, extract_features, list_missing
 from pomona.files import MANIFEST_NAME, SYSTEM_FILES, new_folder, storage_errors
+from pomona.learnt import Learnt, save_learnt
 from pomona.report import Stage
 from pomona.ridge import RIDGE_STRENGTHS, fit_ridge
 from pomona.run_folder import RUN_FILES, Run, read_setting, write_run
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
     from pomona.bundle import Bundle
+    from pomona.effort import Forecast
     from pomona.embedding import Embedding
     from pomona.evaluation import Evaluation
     from pomona.head import Fit, Head
+    from pomona.ridge import Ridge
 
     Progress = Callable[[str, int, int], None]
 
@@ -58,8 +61,10 @@ class TrainOptions:
         Run folder; `runs/` and the name of the data where not given, and a number after it where a run of other data
         stands there. A run that stands at the place is replaced when the new one is whole; anything else there is an
         error.
-    effort : {"instant", "fast", "best"}
-        How much work goes into the features.
+    effort : {"instant", "fast", "best"}, optional
+        How much work goes into the features; ``fast`` where neither it nor a time is given.
+    time : str, optional
+        Time it may take, such as ``60s`` or ``2m``: the greatest effort that is forecast to be done by then.
     backbone : {"lite0", "lite1", "lite2"}, optional
         Pretrained network, instead of those of the effort.
     imgsz : int, optional
@@ -74,9 +79,8 @@ class TrainOptions:
 
     data: Annotated[Path, "Folder, table (CSV, TSV), list, pattern or zip of labelled photos."]
     output: Annotated[Path | None, "Run folder to write; by default runs/ and the name of the data."] = None
-    effort: Annotated[
-        Effort, "How much work goes into the features: seconds, a little more, or a minute and a half."
-    ] = "fast"
+    effort: Annotated[Effort | None, "How much work goes into the features; by default fast."] = None
+    time: Annotated[str | None, "Time it may take, such as 60s or 2m; picks the effort by a forecast."] = None
     backbone: Annotated[BackboneName | None, "Pretrained network, instead of those of the effort."] = None
     imgsz: Annotated[int | None, "Side of the square the network sees, in pixels, instead of that of the effort."] = (
         None
@@ -86,6 +90,10 @@ class TrainOptions:
     workers: Annotated[int | None, "Threads for decoding and the network; by default every core."] = None
 
     def __post_init__(self) -> None:
+        if self.effort is not None and self.time is not None:
+            raise OptionError(f"wanted an effort or a time, got both: {self.effort} and {self.time}")
+        if self.time is not None:
+            parse_time(self.time)
         if not 0 < self.val_share < 1:
             raise OptionError(f"val-share: wanted a share between 0 and 1, got {self.val_share}")
         if self.workers is not None and self.workers < 1:
@@ -97,11 +105,13 @@ class TrainOptions:
         return {name: show_text(str(value)) if isinstance(value, Path) else value for name, value in values.items()}
 
     def resolve(self) -> TrainOptions:
-        """Copy with every default filled in."""
-        embedding = plan_embedding(self.effort, backbone=self.backbone, size_px=self.imgsz)
+        """Copy with every default filled in that can be known before the photos are seen."""
+        effort: Effort | None = "fast" if self.effort is None and self.time is None else self.effort
+        embedding = plan_embedding(effort or "fast", backbone=self.backbone, size_px=self.imgsz)
         data = Path(os.path.expanduser(self.data))  # noqa: PTH111 - of an unknown user, `Path` makes an error
         output = _choose_output(data) if self.output is None else Path(os.path.expanduser(self.output))  # noqa: PTH111
-        return replace(self, data=data, output=output, imgsz=embedding.preprocessing.size_px)
+        size_px = embedding.preprocessing.size_px if effort else self.imgsz
+        return replace(self, data=data, output=output, effort=effort, imgsz=size_px)
 
 
 @dataclass(frozen=True)
@@ -132,7 +142,12 @@ class TrainResult:
     stages: tuple[Stage, ...]
 
 
-def train(options: TrainOptions, *, on_progress: Progress | None = None) -> TrainResult:
+def train(
+    options: TrainOptions,
+    *,
+    on_progress: Progress | None = None,
+    on_forecast: Callable[[Sequence[Forecast], Forecast], None] | None = None,
+) -> TrainResult:
     """Make a recogniser from labelled photos.
 
     Parameters
@@ -141,6 +156,8 @@ def train(options: TrainOptions, *, on_progress: Progress | None = None) -> Trai
         What to do.
     on_progress : callable, optional
         Called with (step, done, in all).
+    on_forecast : callable, optional
+        Called once, before the features are computed, with the forecasts of the efforts and the one that is taken.
 
     Returns
     -------
@@ -158,11 +175,15 @@ def train(options: TrainOptions, *, on_progress: Progress | None = None) -> Trai
 
     with clock.step("read"):
         dataset, plan = plan_parts(load_dataset(options.data, on_photo=clock.count), options.val_share, options.seed)
+    with clock.step("plan"):
+        options, embedding, forecasts, taken = _plan_effort(dataset, options)
+    if on_forecast:
+        on_forecast(forecasts, taken)
     with clock.step("features", dataset.n_photos):
-        features, embedding, fell_back = _extract_features(dataset, options, clock)
+        features, embedding, fell_back = _extract_features(dataset, embedding, options.workers, clock)
     features, dropped = drop_empty_classes(features)
     with clock.step("fit"):
-        head, fits = _fit_parts(features, plan, options.seed, clock)
+        head, fits, ridge = _fit_parts(features, plan, options.seed, clock)
     with clock.step("evaluate"):
         reported, probabilities, evaluation = _score_part(features, plan.report_on, head)
 
@@ -179,29 +200,56 @@ def train(options: TrainOptions, *, on_progress: Progress | None = None) -> Trai
         evaluated_on=plan.evaluated_on,
         notes=(*plan.notes, *fell_back, *dropped, *note_data(features.dataset, evaluation.n)),
     )
-    with clock.step("save"), new_folder(output) as folder:
-        bundle = write_run(folder, run, clock.stages)
-        _check_place(output)  # once more: somebody may have put a file there in the meantime
+    with clock.step("save"):
+        with new_folder(output) as folder:
+            bundle = write_run(folder, run, clock.stages)
+            _check_place(output)  # once more: somebody may have put a file there in the meantime
+        notes = (*run.notes, *_keep_learnt(bundle, ridge, features.dataset))
     return TrainResult(
-        replace(bundle, folder=output), evaluation, plan.evaluated_on, features.dataset, run.notes, tuple(clock.stages)
+        replace(bundle, folder=output), evaluation, plan.evaluated_on, features.dataset, notes, tuple(clock.stages)
     )
 
 
+def _plan_effort(
+    dataset: Dataset, options: TrainOptions
+) -> tuple[TrainOptions, Embedding, tuple[Forecast, ...], Forecast]:
+    """Forecast the effort that is wanted, or all of them where a time is given, and take the one that fits."""
+    machine = measure_machine(options.workers)
+    efforts: tuple[Effort, ...] = get_args(Effort) if options.effort is None else (options.effort,)
+    n_learnt = sum(photo.split == "train" and photo.label >= 0 for photo in dataset.photos)
+    embeddings = {
+        effort: plan_embedding(effort, backbone=options.backbone, size_px=options.imgsz, precision=machine.precision)
+        for effort in efforts
+    }
+    forecasts = tuple(
+        forecast(
+            effort,
+            embedding,
+            machine,
+            [photo.path for photo in list_missing(dataset, embedding)],
+            n_learnt=n_learnt,
+            n_workers=options.workers,
+        )
+        for effort, embedding in embeddings.items()
+    )
+    taken = forecasts[0] if options.time is None else choose_effort(forecasts, parse_time(options.time))
+    embedding = embeddings[taken.effort]
+    planned = replace(options, effort=taken.effort, time=None, imgsz=embedding.preprocessing.size_px)
+    return planned, embedding, forecasts, taken
+
+
 def _extract_features(
-    dataset: Dataset, options: TrainOptions, clock: _Clock
+    dataset: Dataset, embedding: Embedding, n_workers: int | None, clock: _Clock
 ) -> tuple[Features, Embedding, tuple[str, ...]]:
-    """Features in the precision that is faster here; in float32 where a quantised network gives no numbers."""
-    precision = measure_machine(options.workers).precision
-    embedding = plan_embedding(options.effort, backbone=options.backbone, size_px=options.imgsz, precision=precision)
+    """Features of all photos; in float32 where a quantised network gives no numbers."""
     try:
-        features = extract_features(dataset, embedding, n_workers=options.workers, on_photo=clock.count)
+        return extract_features(dataset, embedding, n_workers=n_workers, on_photo=clock.count), embedding, ()
     except NotFiniteError as error:
-        if precision == "f32":
+        if embedding.precision == "f32":
             raise
-        embedding = plan_embedding(options.effort, backbone=options.backbone, size_px=options.imgsz, precision="f32")
-        features = extract_features(dataset, embedding, n_workers=options.workers, on_photo=clock.count)
-        return features, embedding, (f"Computed in float32, more slowly: {error}.",)
-    return features, embedding, ()
+        note = f"Computed in float32, more slowly: {error}."
+    embedding = replace(embedding, backbones=tuple(replace(one, precision="f32") for one in embedding.backbones))
+    return extract_features(dataset, embedding, n_workers=n_workers, on_photo=clock.count), embedding, (note,)
 
 
 @dataclass(frozen=True)
@@ -312,7 +360,9 @@ def drop_empty_classes(features: Features) -> tuple[Features, tuple[str, ...]]:
     return replace(features, dataset=smaller_dataset), (note,)
 
 
-def _fit_parts(features: Features, plan: PartPlan, seed: int, clock: _Clock) -> tuple[Head, tuple[Fit, ...]]:
+def _fit_parts(
+    features: Features, plan: PartPlan, seed: int, clock: _Clock
+) -> tuple[Head, tuple[Fit, ...], Ridge | None]:
     labels = features.dataset.labels
     splits = np.array([photo.split for photo in features.dataset.photos])
     train_rows = np.flatnonzero((splits == "train") & (labels >= 0))
@@ -325,8 +375,19 @@ def _fit_parts(features: Features, plan: PartPlan, seed: int, clock: _Clock) -> 
         vectors, labels = features.vectors[train_rows], labels[train_rows]
         folds = list_folds(labels, groups, seed=seed)
     on_step = clock.counter(len(RIDGE_STRENGTHS))
-    head, fits, _ = fit_ridge(vectors, labels, len(features.dataset.tree), folds, on_step=on_step)
-    return head, fits
+    return fit_ridge(vectors, labels, len(features.dataset.tree), folds, on_step=on_step)
+
+
+def _keep_learnt(bundle: Bundle, ridge: Ridge | None, dataset: Dataset) -> tuple[str, ...]:
+    """Let the recogniser be taught later; a run is whole without, so where that fails it is a note."""
+    if ridge is None:
+        return ()
+    learnt = [photo.sha256 for photo in dataset.photos if photo.split == "train" and photo.label >= 0]
+    try:
+        save_learnt(bundle.manifest, Learnt(ridge, np.array(learnt)))
+    except StorageError as error:
+        return (f"Classes cannot be added later without training again: {error}.",)
+    return ()
 
 
 def list_folds(
