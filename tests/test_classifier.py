@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
+from pomona import classifier as classifier_module
 from pomona import features as features_module
 from pomona.classifier import PomonaClassifier
+from pomona.dataset import load_dataset
+from pomona.effort import Machine
 from pomona.engine import Engine
-from pomona.errors import DataError, OptionError, PhotoError
+from pomona.errors import DataError, NotFiniteError, OptionError, PhotoError
+from pomona.features import extract_features
+from pomona.ridge import RIDGE_STRENGTHS, fit_ridge
 from pomona.samples import make_kinds, render_photo
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
+
+    from pomona.embedding import Embedding
 
 N_PER_CLASS = 8
 
 
 def make_classifier(**options: Any) -> PomonaClassifier:
-    return PomonaClassifier(**{"imgsz": 64, "l2": 0.01, **options})
+    return PomonaClassifier(**{"effort": "instant", "imgsz": 64, "l2": 0.01, **options})
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +87,8 @@ def test_it_learns_and_answers_with_the_labels_it_was_given(
     probabilities = classifier.predict_proba(photos)
     assert probabilities.shape == (24, 3)
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-5)
-    assert (classifier.l2_, classifier.n_features_in_) == (0.01, 1904)
-    assert classifier.head_.weights.shape == (3, 1904)
+    assert (classifier.l2_, classifier.n_features_in_) == (0.01, 10224)
+    assert classifier.head_.weights.shape == (3, 10224)
 
 
 @pytest.mark.parametrize("numbers", [[7, 3, 40], [2.5, -1.0, 0.0], [True, False, True]])
@@ -102,6 +112,51 @@ def test_paths_and_arrays_give_the_same_answers(
     mixed = [photo if i % 2 else path for i, (photo, path) in enumerate(zip(photos, paths, strict=True))]
     np.testing.assert_array_equal(by_path.predict_proba(mixed), wanted)
     np.testing.assert_array_equal(by_path.predict_proba(photos[::-1])[::-1], wanted)
+
+
+def test_large_photos_are_seen_as_training_sees_them(
+    photos: NDArray[np.uint8], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from PIL import Image
+
+    files = [tmp_path / "data" / "ab"[i % 2] / f"{i}.jpg" for i in range(4)]
+    for path, photo in zip(files, photos, strict=False):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(photo).resize((2000, 1500), Image.Resampling.NEAREST).save(path, quality=85)
+    classifier = make_classifier().fit(files, ["a", "b", "a", "b"])
+    assert classifier.embedding_.preprocessing.decode_px == 128
+    found, _ = classifier._embed(files)
+    # In another cache, or one would be the copy of the other.
+    monkeypatch.setenv("POMONA_CACHE", str(tmp_path / "cache"))
+    features = extract_features(load_dataset(tmp_path / "data"), classifier.embedding_)
+    rows = [[photo.path for photo in features.dataset.photos].index(path) for path in files]
+    assert features.n_computed == 4
+    np.testing.assert_array_equal(features.vectors[rows], found)
+
+
+def test_the_precision_of_the_fit_is_that_of_the_answers(
+    photos: NDArray[np.uint8], labels: NDArray[np.str_], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On another machine, or after a noisy measurement, the other precision may be the faster one."""
+    monkeypatch.setattr(classifier_module, "measure_machine", lambda _n_workers: Machine(1.0, 2.0, 1.0))
+    classifier = make_classifier().fit(photos, labels)
+    assert classifier.embedding_.precision == "f32"
+    wanted = classifier.predict_proba(photos)
+    monkeypatch.setattr(classifier_module, "measure_machine", lambda _n_workers: Machine(2.0, 1.0, 1.0))
+    np.testing.assert_array_equal(classifier.predict_proba(photos), wanted)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(classifier)).predict_proba(photos), wanted)
+    assert classifier.fit(photos, labels).embedding_.precision == "int8"
+
+
+def test_a_network_that_gives_no_numbers_is_run_in_float32(
+    photos: NDArray[np.uint8], labels: NDArray[np.str_], broken_int8: Callable[[Embedding], None]
+) -> None:
+    classifier = make_classifier().fit(photos, labels)
+    assert classifier.embedding_.precision == "f32"
+    assert classifier.score(photos, labels) == 1.0
+    broken_int8(classifier.embedding_)
+    with pytest.raises(NotFiniteError, match="gave numbers that are not finite"):
+        make_classifier().fit(255 - photos, labels)
 
 
 def test_rows_of_a_column_are_taken_by_position(
@@ -134,7 +189,8 @@ def test_photos_of_any_size_and_memory_order_are_taken(photos: NDArray[np.uint8]
 def test_the_strength_is_chosen_where_none_is_given(photos: NDArray[np.uint8], labels: NDArray[np.str_]) -> None:
     classifier = make_classifier(l2=None).fit(photos, labels)
     again = make_classifier(l2=classifier.l2_).fit(photos, labels)
-    np.testing.assert_allclose(classifier.predict_proba(photos), again.predict_proba(photos), atol=1e-2)
+    np.testing.assert_allclose(classifier.predict_proba(photos), again.predict_proba(photos), atol=1e-5)
+    assert classifier.l2_ in RIDGE_STRENGTHS
 
 
 @pytest.mark.parametrize(
@@ -146,7 +202,14 @@ def test_few_photos_are_all_fitted_on(photos: NDArray[np.uint8], rows: list[int]
     """Folds whose rows lack a class are of no use; what is left of them must not decide what is fitted on."""
     classifier = make_classifier(l2=None).fit(photos[rows], list(targets))
     alone = make_classifier(l2=classifier.l2_).fit(photos[rows], list(targets))
-    np.testing.assert_allclose(classifier.predict_proba(photos), alone.predict_proba(photos), atol=1e-2)
+    np.testing.assert_allclose(classifier.predict_proba(photos), alone.predict_proba(photos), atol=1e-5)
+    vectors, _ = classifier._embed(list(photos[rows]))
+    labels = np.unique(list(targets), return_inverse=True)[1]
+    head, _, _ = fit_ridge(vectors, labels, 2, strengths=(classifier.l2_,))
+    cosine = np.sum(head.weights * classifier.head_.weights) / (
+        np.linalg.norm(head.weights) * np.linalg.norm(classifier.head_.weights)
+    )
+    assert cosine == pytest.approx(1, abs=1e-5)  # all but the temperature is that of a fit without folds
 
 
 # --- scikit-learn's manners -----------------------------------------------------------------------------------------
@@ -155,7 +218,7 @@ def test_few_photos_are_all_fitted_on(photos: NDArray[np.uint8], rows: list[int]
 def test_parameters_are_got_set_and_cloned(photos: NDArray[np.uint8], labels: NDArray[np.str_]) -> None:
     from sklearn.base import clone, is_classifier
 
-    options = {"backbone": "lite1", "imgsz": 96, "l2": 0.5, "seed": 3, "workers": 1}
+    options = {"effort": "instant", "backbone": "lite1", "imgsz": 96, "l2": 0.5, "seed": 3, "workers": 1}
     classifier = PomonaClassifier(**options)  # type: ignore[arg-type]
     assert classifier.get_params() == options
     assert clone(classifier).get_params() == options
@@ -163,7 +226,7 @@ def test_parameters_are_got_set_and_cloned(photos: NDArray[np.uint8], labels: ND
     fitted = classifier.fit(photos, labels)
     assert not hasattr(clone(fitted), "head_")
     assert is_classifier(classifier)
-    assert "lite0" not in repr(PomonaClassifier())  # defaults are left out
+    assert "fast" not in repr(PomonaClassifier())  # defaults are left out
     with pytest.raises(ValueError, match="Invalid parameter 'epochs'"):
         classifier.set_params(epochs=3)
 
@@ -252,6 +315,7 @@ def test_a_bad_photo_is_named_by_its_row(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"effort": "most"}, "effort: wanted one of instant, fast, best, got 'most'"),
         ({"backbone": "vit"}, "backbone: wanted one of lite0"),
         ({"imgsz": 32}, "imgsz: wanted 64 to 1024 pixels, got 32"),
         ({"l2": -1.0}, "l2: wanted one strength or more"),

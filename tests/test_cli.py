@@ -23,8 +23,10 @@ import pytest
 import typer
 from PIL import Image
 
+from pomona.bundle import MODEL_NAME
 from pomona.cli import build_app
 from pomona.demo import DemoOptions, run_demo
+from pomona.effort import plan_embedding
 from pomona.files import hash_file
 from pomona.training import TrainOptions
 
@@ -38,6 +40,7 @@ GOLDEN = Path(__file__).parent / "golden"
 BUNDLE = str(GOLDEN / "bundle-v1")
 RED, GREEN = GOLDEN / "photos" / "red.png", GOLDEN / "photos" / "green.png"
 BUFFERED = {**os.environ, "PYTHONUNBUFFERED": ""}  # as users have it: what is written last may fail as late as the exit
+SMALL = ("--effort", "instant", "--imgsz", 64)
 posix_only = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals, limits or devices")
 
 
@@ -110,7 +113,7 @@ def test_one_class_is_not_enough(rendered: Path, tmp_path: Path) -> None:
 def test_photos_without_class_folders_are_refused(tmp_path: Path) -> None:
     shutil.copytree(GOLDEN / "photos", tmp_path / "data")
     _, stderr = _run("train", tmp_path / "data", code=1, cwd=tmp_path)
-    assert "no class folders: 4 photos lie in one folder" in _error(stderr)
+    assert "no class folders: 5 photos lie in one folder" in _error(stderr)
 
 
 def test_bad_photos_lonely_classes_and_strangers_are_noted(rendered: Path, tmp_path: Path) -> None:
@@ -121,7 +124,7 @@ def test_bad_photos_lonely_classes_and_strangers_are_noted(rendered: Path, tmp_p
     (train / "Banana" / "empty.jpg").touch()
     (train / "Banana" / "cut.jpg").write_bytes((train / "Banana" / "Banana_0001.jpg").read_bytes()[:700])
     output = tmp_path / "run"
-    stdout, stderr = _run("train", tmp_path / "data", "--output", output, "--imgsz", 64)
+    stdout, stderr = _run("train", tmp_path / "data", "--output", output, *SMALL)
     assert "Learnt 3 classes from 9 photos, 2 skipped." in stdout
     assert re.search(r"Right on \d+\.\d% of 16 photos of the val part", stdout)
     assert f"Skipped      {output / 'audit.csv'}" in stdout
@@ -129,7 +132,51 @@ def test_bad_photos_lonely_classes_and_strangers_are_noted(rendered: Path, tmp_p
     assert "note: Left out, of classes that train lacks: 8 photos (Mandarin)." in stderr
     assert "note: Identical photos on both sides of a split: 9" in stderr
     assert sorted(row["check"] for row in _read_csv(output / "audit.csv")) == ["empty", "truncated"]
-    assert _run_json("train", tmp_path / "data", "--output", output, "--imgsz", 64)["n_skipped"] == 2
+    assert _run_json("train", tmp_path / "data", "--output", output, *SMALL)["n_skipped"] == 2
+
+
+def test_photos_that_are_all_alike_are_refused_by_name(tmp_path: Path) -> None:
+    whole = io.BytesIO()
+    Image.new("RGB", (40, 40), (90, 120, 60)).save(whole, "JPEG")
+    for i in range(8):  # one picture, and bytes after its end that make eight files of it
+        folder = tmp_path / "data" / "ab"[i % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{i}.jpg").write_bytes(whole.getvalue() + bytes(i))
+    _, stderr = _run("train", tmp_path / "data", "--output", tmp_path / "run", *SMALL, code=1)
+    assert "wanted photos that differ, got 6 photos" in _error(stderr)
+    assert not (tmp_path / "run").exists()
+
+
+def test_one_photo_a_class_is_refused_and_two_are_learnt_on_one_core(rendered: Path, tmp_path: Path) -> None:
+    classes = {"Tropical/Banana": "Banana", "Citrus/Lemon": "Lemon", "Citrus/Orange": "Orange"}
+    _copy_classes(rendered, tmp_path / "one", classes, n_photos=1)
+    _, stderr = _run("train", tmp_path / "one", "--output", tmp_path / "run", *SMALL, code=1)
+    assert "no photo can be spared for the val part" in _error(stderr)
+    assert "bring more different photos, or a val folder" in stderr
+    _copy_classes(rendered, tmp_path / "two", classes, n_photos=2)
+    confined = [
+        sys.executable,
+        "-c",
+        _CONFINED,
+        *POMONA,
+        "train",
+        tmp_path / "two",
+        "--output",
+        tmp_path / "run",
+        *SMALL,
+    ]
+    done = subprocess.run([*map(str, confined)], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "Learnt 3 classes from 3 photos." in done.stdout
+    assert "note: Learnt from one photo only: Banana, Lemon, Orange." in done.stderr
+
+
+_CONFINED = """
+import os, subprocess, sys
+if hasattr(os, "sched_setaffinity"):
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+sys.exit(subprocess.run(sys.argv[1:]).returncode)
+"""
 
 
 def test_photo_without_permission_is_an_error_in_its_place(tmp_path: Path) -> None:
@@ -151,7 +198,7 @@ def test_names_of_all_kinds_and_links_in_circles(rendered: Path, tmp_path: Path)
     (data / "-橙子" / "self").symlink_to("self")
     before = {path: path.lstat().st_mtime_ns for path in data.rglob("*")}
     output = tmp_path / "run 🍎"
-    stdout, _ = _run("train", data, "--output", output, "--imgsz", 64)
+    stdout, _ = _run("train", data, "--output", output, *SMALL)
     assert "Learnt 3 classes" in stdout
     assert {path: path.lstat().st_mtime_ns for path in data.rglob("*")} == before
     answers = _run_json("predict", output, data)
@@ -180,8 +227,9 @@ def _small_disk(place: Path, size: str) -> Iterator[Path]:
 
 def test_full_disk_for_the_run(rendered: Path, tmp_path: Path, trained: TrainResult) -> None:
     # The network fits and the files after it do not.
-    with _small_disk(tmp_path / "disk", "13128k") as disk:
-        _, stderr = _run("train", rendered, "--output", disk / "run", "--imgsz", 64, code=1)
+    size_kib = (trained.bundle.folder / MODEL_NAME).stat().st_size // 1024 + 40
+    with _small_disk(tmp_path / "disk", f"{size_kib}k") as disk:
+        _, stderr = _run("train", rendered, "--output", disk / "run", *SMALL, code=1)
         assert f"could not write {disk}" in _error(stderr)
         assert "the disk is full: free some space, or name another place" in stderr
         assert list(disk.iterdir()) == []
@@ -189,7 +237,7 @@ def test_full_disk_for_the_run(rendered: Path, tmp_path: Path, trained: TrainRes
 
 def test_full_disk_for_the_cache(rendered: Path, tmp_path: Path) -> None:
     with _small_disk(tmp_path / "disk", "2m") as disk:
-        arguments = ("train", rendered, "--output", tmp_path / "run", "--imgsz", 64)
+        arguments = ("train", rendered, "--output", tmp_path / "run", *SMALL)
         _, stderr = _run(*arguments, code=1, env={"POMONA_CACHE": str(disk)})
         assert "the disk is full" in _error(stderr)
         assert str(disk / "networks") in stderr
@@ -198,8 +246,8 @@ def test_full_disk_for_the_cache(rendered: Path, tmp_path: Path) -> None:
 
 @posix_only
 def test_limited_file_size_for_the_run(rendered: Path, tmp_path: Path, trained: TrainResult) -> None:
-    command = ["train", str(rendered), "--output", str(tmp_path / "run"), "--imgsz", "64"]
-    limited = ["/bin/sh", "-c", 'ulimit -f 8000; exec "$@"', "sh", *POMONA, *command]
+    command = ["train", str(rendered), "--output", str(tmp_path / "run"), "--effort", "instant", "--imgsz", "64"]
+    limited = ["/bin/sh", "-c", 'ulimit -f 6000; exec "$@"', "sh", *POMONA, *command]
     done = subprocess.run(limited, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 1
     assert re.search(r"could not write .*model\.onnx: the file is larger than this system allows", _error(done.stderr))
@@ -244,8 +292,10 @@ def test_reader_that_has_seen_enough_is_no_error(form: str, n_photos: int) -> No
 @pytest.mark.parametrize("damage", ["vector", "database", "network"])
 def test_damaged_cache_is_computed_again(rendered: Path, trained: TrainResult, tmp_path: Path, damage: str) -> None:
     cache = Path(shutil.copytree(os.environ["POMONA_CACHE"], tmp_path / "cache"))
-    (database,) = cache.glob("features/*-64-*.sqlite")
-    (network,) = cache.glob("networks/*-64-*.onnx")
+    embedding = plan_embedding("instant", size_px=64, precision=trained.bundle.manifest.embedding.precision)
+    name = f"{embedding.slug}-{embedding.key[:16]}"
+    (database,) = cache.glob(f"features/{name}-*.sqlite")
+    network = cache / "networks" / f"{name}.onnx"
     if damage == "vector":
         with closing(sqlite3.connect(database)) as connection, connection:
             ((key, vector),) = connection.execute("SELECT sha256, vector FROM vectors LIMIT 1").fetchall()
@@ -256,9 +306,19 @@ def test_damaged_cache_is_computed_again(rendered: Path, trained: TrainResult, t
         database.write_bytes(b"garbage" * 1000)
     else:
         with network.open("r+b") as stream:
-            stream.seek(5_000_000)
+            stream.seek(1_000_000)
             stream.write(bytes(1000))
-    _run("train", rendered, "--output", tmp_path / "run", "--imgsz", 64, env={"POMONA_CACHE": str(cache)})
+    _run(
+        "train",
+        rendered,
+        "--output",
+        tmp_path / "run",
+        "--effort",
+        "instant",
+        "--imgsz",
+        64,
+        env={"POMONA_CACHE": str(cache)},
+    )
     for name in ("model.onnx", "metrics.json"):
         assert hash_file(tmp_path / "run" / name) == hash_file(trained.bundle.folder / name)
 
@@ -269,7 +329,7 @@ def test_damaged_or_newer_bundle_is_refused(tmp_path: Path) -> None:
     whole = manifest.read_bytes()
     for content, message in {
         whole.replace(b"Banana", b"Papaya"): "its checksum does not match",
-        whole.replace(b'"format": 1', b'"format": 2'): "written by a newer Pomona; this one reads up to 1: upgrade",
+        whole.replace(b'"format": 1', b'"format": 3'): "written by a newer Pomona; this one reads up to 2: upgrade",
         b"": "pomona.json is damaged: wanted JSON",
     }.items():
         manifest.write_bytes(content)
@@ -426,9 +486,9 @@ def test_topk_names_as_many_as_there_are() -> None:
 
 def test_train_and_evaluate_report_the_same_numbers_as_json(rendered: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
-    result = _run_json("train", rendered, "--output", output, "--imgsz", 64, "--seed", 3)
+    result = _run_json("train", rendered, "--output", output, *SMALL, "--seed", 3)
     assert {"accuracy", "accuracy_interval", "macro_f1", "n", "levels", "notes", "output"} <= set(result)
-    assert list(result["seconds"]) == ["read", "features", "fit", "evaluate", "save"]
+    assert list(result["seconds"]) == ["read", "plan", "features", "fit", "evaluate", "save"]
     assert result["output"] == str(output)
     low, high = result["accuracy_interval"]
     assert 0 <= low <= result["accuracy"] <= high <= 1
@@ -492,7 +552,18 @@ def test_interrupted_training_goes_on_where_it_was(trained: TrainResult, tmp_pat
             except sqlite3.OperationalError:  # the table is not there yet
                 return {}
 
-    command = ["train", str(tmp_path / "data"), "--output", str(tmp_path / "run"), "--imgsz", "64", "--workers", "1"]
+    command = [
+        "train",
+        str(tmp_path / "data"),
+        "--output",
+        str(tmp_path / "run"),
+        "--effort",
+        "instant",
+        "--imgsz",
+        "64",
+        "--workers",
+        "1",
+    ]
     with subprocess.Popen([*POMONA, *command], stderr=subprocess.PIPE, text=True, env=env) as process:
         until_s = time.monotonic() + 60
         while not read_rows() and time.monotonic() < until_s and process.poll() is None:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from pomona.backbone import find_backbone, load_network
+from pomona.backbone import find_backbone
+from pomona.embedding import Embedding, load_network
 from pomona.engine import Engine, count_cpus, is_finite, measure_rate
 from pomona.errors import BackboneError, OptionError, PhotoError
 
@@ -26,7 +27,7 @@ N_PHOTOS = 50
 
 @pytest.fixture(scope="module")
 def network() -> Path:
-    return load_network(find_backbone("lite0", size_px=SIZE_PX))
+    return load_network(Embedding((find_backbone("lite0", size_px=SIZE_PX),)))
 
 
 @pytest.fixture(scope="module")

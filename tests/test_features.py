@@ -19,8 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pomona import features as features_module
-from pomona.backbone import find_backbone, load_network
+from pomona.backbone import find_backbone
 from pomona.dataset import load_dataset
+from pomona.embedding import Embedding, load_network
 from pomona.errors import DataError, PhotoError, StorageError
 from pomona.features import VectorCache, Vectors, extract_features, extract_vectors
 from pomona.files import cache_folder, hash_bytes
@@ -34,13 +35,13 @@ if TYPE_CHECKING:
 
     from pomona.dataset import Dataset
 
-BACKBONE = find_backbone("lite0", size_px=64)
+EMBEDDING = Embedding((find_backbone("lite0", size_px=64),))
 
 
 @pytest.fixture
 def fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Cache folder with the converted network and nothing else."""
-    networks = load_network(BACKBONE).parent
+    networks = load_network(EMBEDDING).parent
     folder = tmp_path / "cache"
     folder.mkdir()
     (folder / "networks").symlink_to(networks)
@@ -78,7 +79,7 @@ class Pool:
             self.loaded.append(rows[i])
             return self.photos[rows[i]]
 
-        return extract_vectors([hashes[row] for row in rows], load_photo, BACKBONE, **options)
+        return extract_vectors([hashes[row] for row in rows], load_photo, EMBEDDING, **options)
 
 
 def find_cache() -> Path:
@@ -101,7 +102,7 @@ def test_cached_equals_fresh(fresh_cache: Path) -> None:
     pool = Pool.draw(10)
     fresh, cached = pool.extract(), pool.extract()
     np.testing.assert_array_equal(cached.values, fresh.values)
-    assert fresh.values.shape == (10, BACKBONE.dim)
+    assert fresh.values.shape == (10, EMBEDDING.dim)
     assert fresh.values.dtype == np.float32
     assert len(np.unique(fresh.values, axis=0)) == 10
     assert (fresh.n_computed, fresh.n_cached, cached.n_computed, cached.n_cached) == (10, 0, 0, 10)
@@ -139,12 +140,12 @@ def test_photos_of_one_content_are_computed_once(fresh_cache: Path) -> None:
     np.testing.assert_array_equal(vectors.values, vectors.values[[0, 1, 0, 3, 0, 1]])
 
 
-def test_another_backbone_never_reads_it(fresh_cache: Path) -> None:
+def test_another_embedding_never_reads_it(fresh_cache: Path) -> None:
     fill_cache(3)
-    with contextlib.closing(VectorCache(find_backbone("lite0", size_px=96))) as cache:
+    with contextlib.closing(VectorCache(Embedding((find_backbone("lite0", size_px=96),)))) as cache:
         assert list(cache.read([f"{0:064x}"])) == []
         assert cache.path.name.startswith("lite0-imagenet-96-")
-        assert cache.path.name.endswith("-f32-1.sqlite")
+        assert cache.path.name.endswith("-2.sqlite")
 
 
 def test_progress_counts_every_photo(fresh_cache: Path) -> None:
@@ -177,9 +178,9 @@ def test_a_damaged_vector_is_computed_again(fresh_cache: Path, damage: str) -> N
 
 def fill_cache(n_rows: int) -> list[str]:
     hashes = [f"{i:064x}" for i in range(n_rows)]
-    with contextlib.closing(VectorCache(BACKBONE)) as cache:
+    with contextlib.closing(VectorCache(EMBEDDING)) as cache:
         for i, digest in enumerate(hashes):
-            cache.write(digest, np.full(BACKBONE.dim, i, np.float32))
+            cache.write(digest, np.full(EMBEDDING.dim, i, np.float32))
     return hashes
 
 
@@ -200,18 +201,18 @@ def test_a_truncated_or_garbage_cache_is_moved_aside_and_rebuilt(fresh_cache: Pa
 
 def test_damage_that_only_writing_meets_is_moved_aside_too(fresh_cache: Path) -> None:
     fill_cache(30)
-    with contextlib.closing(VectorCache(BACKBONE)) as cache:
+    with contextlib.closing(VectorCache(EMBEDDING)) as cache:
         sound = cache.path.read_bytes()
     n_aside = 0
     for start in range(4096, len(sound), 4096):
         for path in cache.path.parent.iterdir():
             path.unlink()
         cache.path.write_bytes(sound[:start] + bytes([255]) * 4096 + sound[start + 4096 :])
-        with contextlib.closing(VectorCache(BACKBONE)) as cache:
+        with contextlib.closing(VectorCache(EMBEDDING)) as cache:
             assert list(cache.read(["f" * 64])) == []
-            cache.write("f" * 64, np.ones(BACKBONE.dim, np.float32))
+            cache.write("f" * 64, np.ones(EMBEDDING.dim, np.float32))
         n_aside += bool(find_aside())
-        with contextlib.closing(VectorCache(BACKBONE)) as cache:
+        with contextlib.closing(VectorCache(EMBEDDING)) as cache:
             assert [digest for digest, _ in cache.read(["f" * 64])] == ["f" * 64]
     assert n_aside > 0
 
@@ -242,7 +243,7 @@ def test_something_else_in_the_place_of_the_cache_is_moved_aside(fresh_cache: Pa
 
 
 def test_a_cache_without_permission_says_so(fresh_cache: Path) -> None:
-    with contextlib.closing(VectorCache(BACKBONE)) as cache:
+    with contextlib.closing(VectorCache(EMBEDDING)) as cache:
         path = cache.path
     path.unlink()
     path.symlink_to(path.parent / "nowhere" / "cache.sqlite")  # what root cannot open either
@@ -260,6 +261,7 @@ SCRIPT = """
 import sys, time
 import numpy as np
 from pomona.backbone import find_backbone
+from pomona.embedding import Embedding
 from pomona.errors import PomonaError
 from pomona.features import extract_vectors
 from pomona.files import hash_bytes
@@ -271,8 +273,9 @@ def load_photo(i):
 def on_photo(done, n):
     print(done, flush=True)
 hashes = [hash_bytes(photo.tobytes()) for photo in photos]
+embedding = Embedding((find_backbone("lite0", size_px=64),))
 try:
-    found = extract_vectors(hashes, load_photo, find_backbone("lite0", size_px=64), n_workers=1, on_photo=on_photo)
+    found = extract_vectors(hashes, load_photo, embedding, n_workers=1, on_photo=on_photo)
 except PomonaError as error:
     print(type(error).__name__, error)
 else:
@@ -322,11 +325,11 @@ def test_an_interrupt_keeps_what_was_done(fresh_cache: Path) -> None:
 
 
 def test_one_process_does_not_hold_up_another(fresh_cache: Path) -> None:
-    with contextlib.closing(VectorCache(BACKBONE)) as slow:
-        slow.write("a" * 64, np.ones(BACKBONE.dim, np.float32))
+    with contextlib.closing(VectorCache(EMBEDDING)) as slow:
+        slow.write("a" * 64, np.ones(EMBEDDING.dim, np.float32))
         started_s = time.monotonic()
-        with contextlib.closing(VectorCache(BACKBONE)) as other:
-            other.write("b" * 64, np.ones(BACKBONE.dim, np.float32))
+        with contextlib.closing(VectorCache(EMBEDDING)) as other:
+            other.write("b" * 64, np.ones(EMBEDDING.dim, np.float32))
         assert time.monotonic() - started_s < 5
     assert count_rows() == 2
 
@@ -376,11 +379,11 @@ def photos(samples: Path, tmp_path: Path) -> Path:
 
 
 def test_an_unreadable_photo_is_skipped_and_the_others_are_kept(photos: Path) -> None:
-    sound = extract_features(load_dataset(photos), BACKBONE)
-    assert sound.vectors.shape == (36, BACKBONE.dim)
+    sound = extract_features(load_dataset(photos), EMBEDDING)
+    assert sound.vectors.shape == (36, EMBEDDING.dim)
     assert sound.dataset.skipped == ()
     spoil(sound.dataset, [3, 35])
-    features = extract_features(load_dataset(photos), BACKBONE)
+    features = extract_features(load_dataset(photos), EMBEDDING)
     kept = [i for i in range(36) if i not in (3, 35)]
     assert [photo.name for photo in features.dataset.photos] == [sound.dataset.photos[i].name for i in kept]
     np.testing.assert_array_equal(features.vectors, sound.vectors[kept])
@@ -391,16 +394,16 @@ def test_an_unreadable_photo_is_skipped_and_the_others_are_kept(photos: Path) ->
 
 def test_features_do_not_depend_on_who_computed_them(samples: Path, fresh_cache: Path) -> None:
     dataset = load_dataset(samples)
-    one = extract_features(dataset, BACKBONE, n_workers=1).vectors
+    one = extract_features(dataset, EMBEDDING, n_workers=1).vectors
     find_cache().unlink()
-    np.testing.assert_array_equal(extract_features(dataset, BACKBONE, n_workers=3).vectors, one)
+    np.testing.assert_array_equal(extract_features(dataset, EMBEDDING, n_workers=3).vectors, one)
 
 
 def test_no_usable_photo_is_a_data_error(photos: Path) -> None:
     dataset = load_dataset(photos)
     spoil(dataset, range(36))
     with pytest.raises(DataError, match=r"no photo of .* can be used: 36 failed; the first: .*\.jpg: "):
-        extract_features(load_dataset(photos), BACKBONE)
+        extract_features(load_dataset(photos), EMBEDDING)
 
 
 @pytest.mark.parametrize("change", ["gone", "another photo"])
@@ -411,12 +414,12 @@ def test_a_photo_that_changed_after_it_was_listed_is_not_kept(photos: Path, fres
     path.unlink()
     if change == "another photo":
         path.write_bytes(dataset.photos[6].path.read_bytes())
-    features = extract_features(dataset, BACKBONE)
+    features = extract_features(dataset, EMBEDDING)
     (skipped,) = features.dataset.skipped
     assert (skipped.path, len(features.dataset.photos)) == (path, 35)
     assert skipped.fault == ("not_found" if change == "gone" else "corrupt")
     path.write_bytes(sound)
-    again = extract_features(dataset, BACKBONE)
+    again = extract_features(dataset, EMBEDDING)
     assert (again.n_computed, again.n_cached) == (1, 35)
     assert len(np.unique(again.vectors, axis=0)) == 36
 
@@ -431,7 +434,7 @@ def test_an_error_in_memory_stays_with_its_rows(fresh_cache: Path) -> None:
         return pool.photos[i]
 
     hashes = pool.hashes
-    vectors = extract_vectors([*hashes, hashes[1]], load_photo_or_error, BACKBONE)
+    vectors = extract_vectors([*hashes, hashes[1]], load_photo_or_error, EMBEDDING)
     assert vectors.errors == {1: error, 3: error}
     assert vectors.n_computed == 2
     assert not vectors.values[[1, 3]].any()
@@ -440,7 +443,7 @@ def test_an_error_in_memory_stays_with_its_rows(fresh_cache: Path) -> None:
 
 
 def test_a_part_keeps_rows_and_photos_together(samples: Path) -> None:
-    features = extract_features(load_dataset(samples), BACKBONE)
+    features = extract_features(load_dataset(samples), EMBEDDING)
     splits = ["train", "val", "train", "test"] * 9
     placed = tuple(replace(photo, split=split) for photo, split in zip(features.dataset.photos, splits, strict=True))
     features = replace(features, dataset=replace(features.dataset, photos=placed))

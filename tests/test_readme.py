@@ -147,9 +147,10 @@ def test_manifest_keys_are_those_of_the_format(outputs: dict[str, str], home: Pa
     import json
 
     manifest = json.loads((home / "runs" / "fruit" / "pomona.json").read_text("utf-8"))
-    nested = {"preprocessing", "backbone"}
+    nested = {"preprocessing", "embedding"}
     wanted = {f"{key}.{inner}" for key in nested for inner in manifest[key]} | manifest.keys() - nested
     wanted |= {f"classes[].{inner}" for inner in manifest["classes"][0]}
+    wanted |= {f"embedding.backbones[].{inner}" for inner in manifest["embedding"]["backbones"][0]}
     section = read_document(FORMAT).split("## `pomona.json`")[1].split("\n## ")[0]
     named = []
     for cell in re.findall(r"^\| (`.*?`) \|", section, re.M):

@@ -11,18 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pomona import ridge as module
+from pomona import ridge_state
 from pomona.errors import FitError, OptionError
-from pomona.ridge import (
-    DEFAULT_TEMPERATURE,
-    MIN_STRENGTH,
-    RIDGE_STRENGTHS,
-    Ridge,
-    fit_ridge,
-    fit_temperature,
-    invert_symmetric,
-    solve_dual,
-    solve_primal,
-)
+from pomona.head import DEFAULT_TEMPERATURE, fit_temperature
+from pomona.ridge import MIN_STRENGTH, RIDGE_STRENGTHS, Ridge, Sketch, fit_ridge, solve_dual, solve_primal
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -98,20 +90,6 @@ def test_both_solutions_are_those_of_scikit_learn(n: int, dim: int, n_classes: i
         assert head.weights.flags.c_contiguous
 
 
-@pytest.mark.parametrize("n", [1, 2, 127, 128, 129, 300, 517])
-def test_an_inverse_by_halves_is_the_inverse(n: int) -> None:
-    rng = np.random.default_rng(n)
-    factor = rng.normal(size=(n, n // 2 + 1))
-    table = factor @ factor.T + 1e-4 * np.eye(n)
-    room = np.zeros((n + 1, n + 1))
-    room[1:, 1:] = table
-    invert_symmetric(room[1:, 1:])
-    np.testing.assert_allclose(room[1:, 1:] @ table, np.eye(n), atol=1e-6)
-    np.testing.assert_array_equal(room, room.T)
-    assert not room[0].any()
-    assert not room[:, 0].any()
-
-
 def test_the_penalty_is_a_share_of_the_mean_squared_distance() -> None:
     vectors, labels = draw_photos()
     _, _, ridge = fit_ridge(vectors, labels, 4, strengths=(0.01,))
@@ -183,7 +161,7 @@ def test_held_out_scores_are_those_of_refits(seed: int, n_folds: int, strength: 
     problem = module._Problem(vectors.copy(), labels, 4)
     trial = module._try_folds(problem, folds, np.arange(60), 60)
     np.testing.assert_array_equal(trial.labels, known)
-    np.testing.assert_allclose(trial.score(*problem.solve(penalty)), wanted, atol=3e-4)
+    np.testing.assert_allclose(trial.score(penalty)[1], wanted, atol=3e-4)
 
 
 def test_leaving_out_each_photo_is_as_refits_without_it() -> None:
@@ -195,7 +173,7 @@ def test_leaving_out_each_photo_is_as_refits_without_it() -> None:
     folds = [(np.delete(np.arange(31), row), np.array([row])) for row in range(30)]
     wanted, known = score_by_refits(vectors, labels, 5, folds, penalty)
     np.testing.assert_array_equal(trial.labels, known)  # the last is the only photo of its class
-    np.testing.assert_allclose(trial.score(*problem.solve(penalty)), wanted, atol=3e-4)
+    np.testing.assert_allclose(trial.score(penalty)[1], wanted, atol=3e-4)
     head, tried, ridge = fit_ridge(vectors, labels, 5)
     assert ridge is not None
     assert (head.l2, tried) == (RIDGE_STRENGTHS[2], ())
@@ -223,28 +201,6 @@ def test_what_is_chosen_is_best_on_held_out_photos(n_folds: int) -> None:
     assert head.l2 == min(tried, key=lambda fit: fit.log_loss).l2
     assert max(fit.log_loss for fit in tried) > 1.02 * min(fit.log_loss for fit in tried)
     assert_same(ridge, solve_dual(vectors[rows], labels[rows], 4, ridge.penalty))
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.integers(0, 2**32 - 1), st.integers(2, 9), st.floats(-1.5, 1.5))
-def test_the_temperature_has_the_smallest_log_loss(seed: int, n_classes: int, log_scale: float) -> None:
-    rng = np.random.default_rng(seed)
-    labels = rng.integers(n_classes, size=400)
-    scores = (rng.normal(size=(400, n_classes)) + 2 * np.eye(n_classes)[labels]) * 10**log_scale
-    temperature = fit_temperature(scores, labels)
-    best = loss_of(scores, labels, temperature)
-    for factor in np.geomspace(0.05, 20, 50):
-        assert best <= loss_of(scores, labels, temperature * factor) + 1e-3
-    assert loss_of(scores, labels, temperature * 1.5) > best
-    assert loss_of(scores, labels, temperature / 1.5) > best
-
-
-def test_a_few_photos_that_are_all_right_do_not_make_it_certain() -> None:
-    few, many = (fit_temperature(np.eye(3)[np.arange(n) % 3], np.arange(n) % 3) for n in (6, 6000))
-    assert 0.2 < few < 1
-    assert 0.05 < many < few / 2
-    assert fit_temperature(np.zeros((5, 3)), np.zeros(5, np.intp)) == pytest.approx(1000, rel=0.01)
-    assert fit_temperature(-np.eye(3), np.arange(3)) == pytest.approx(1000, rel=0.01)
 
 
 def test_each_strength_is_a_step_and_without_folds_there_is_none() -> None:
@@ -298,6 +254,31 @@ def test_a_chain_of_changes_is_a_fit_of_what_is_left(data: st.DataObject, seed: 
     assert ridge.n_classes == n_classes
 
 
+@pytest.mark.parametrize("n_folds", [0, 1, 3])
+def test_a_fit_makes_its_inverse_when_it_is_asked_for(n_folds: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    n_tables = 0
+    to_table = module.FactoredTable.to_table
+
+    def count(table: module.FactoredTable) -> NDArray[np.float64]:
+        nonlocal n_tables
+        n_tables += 1
+        return to_table(table)
+
+    monkeypatch.setattr(module.FactoredTable, "to_table", count)
+    vectors, labels = draw_photos(500, 700)
+    folds = make_folds(500)[:n_folds]
+    _, _, ridge = fit_ridge(vectors, labels, 4, folds)
+    assert ridge is not None
+    assert not n_tables
+    x = ridge.blocks[0].astype(np.float64)
+    bordered = np.block([[np.zeros((1, 1)), np.ones((1, len(x)))], [np.ones((len(x), 1)), x @ x.T]])
+    bordered[1:, 1:] += ridge.penalty * np.eye(len(x))
+    np.testing.assert_allclose(ridge.inverse.table @ bordered, np.eye(len(x) + 1), atol=1e-4)
+    np.testing.assert_allclose(ridge.inverse.table[np.array([0, 7])] @ bordered, np.eye(len(x) + 1)[[0, 7]], atol=1e-4)
+    assert not n_tables
+    np.testing.assert_allclose(ridge.inverse.table.to_table() @ bordered, np.eye(len(x) + 1), atol=1e-4)
+
+
 def test_a_change_leaves_the_old_state_and_two_may_follow_one() -> None:
     vectors, labels = draw_photos(80, 120)
     old = solve_dual(vectors[:60], labels[:60], 4, 5.0)
@@ -312,7 +293,7 @@ def test_a_change_leaves_the_old_state_and_two_may_follow_one() -> None:
 
 
 def test_many_changes_are_worked_in_and_stay_exact(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_MAX_RANK", 10)
+    monkeypatch.setattr(ridge_state, "_MAX_RANK", 10)
     vectors, labels = draw_photos(100, 120)
     ridge = solve_dual(vectors[:60], labels[:60], 4, 5.0)
     for row in range(60, 100):
@@ -411,10 +392,40 @@ def test_the_photos_chosen_on_do_not_depend_on_the_order(monkeypatch: pytest.Mon
 
 
 @pytest.mark.usefixtures("narrow")
-def test_too_many_photos_and_dimensions_are_a_fit_error() -> None:
-    vectors, labels = draw_photos(230, 300)
-    with pytest.raises(FitError, match=r"got 230 photos of 300 dimensions; use fewer photos or shorter features"):
-        fit_ridge(vectors, labels, 4)
+def test_too_many_photos_and_dimensions_are_solved_on_a_sketch() -> None:
+    random = np.random.default_rng(0)
+    means = random.standard_normal((3, 300)).astype(np.float32)
+    labels = np.arange(690) % 3
+    vectors = means[labels] + random.standard_normal((690, 300)).astype(np.float32)
+    head, _, state = fit_ridge(vectors[:600], labels[:600], 3)
+    assert state is None
+    assert head.weights.shape == (3, 300)
+    exact = solve_dual(vectors[:600], labels[:600], 3, 10.0).to_head()
+    found, wanted = (
+        float((one.predict_proba(vectors[600:]).argmax(1) == labels[600:]).mean()) for one in (head, exact)
+    )
+    assert wanted > 0.95
+    assert found > wanted - 0.1
+
+
+@given(st.integers(1, 60), st.integers(1, 60), st.integers(0, 5))
+def test_a_sketch_and_its_weights_give_the_same_products(dim: int, limit: int, seed: int) -> None:
+    """Weights of the sketch, spread over the features, score a photo as they score its sketch."""
+    random = np.random.default_rng(seed)
+    sketch = Sketch.plan(dim, limit)
+    vectors = random.standard_normal((4, dim)).astype(np.float32)
+    sketched = sketch.apply(vectors)
+    assert sketched.shape == (4, min(dim, limit))
+    weights = random.standard_normal((2, sketched.shape[1])).astype(np.float32)
+    np.testing.assert_allclose(vectors @ sketch.spread(weights).T, sketched @ weights.T, atol=1e-4)
+
+
+def test_products_of_sketches_are_those_of_the_features_on_average() -> None:
+    vectors = np.random.default_rng(1).standard_normal((40, 4000)).astype(np.float32)
+    sketched = Sketch.plan(4000, 1000).apply(vectors)
+    wanted, found = vectors @ vectors.T, sketched @ sketched.T
+    assert abs((found - wanted).mean()) < 5 * 4000 / 1000**0.5 / 40
+    assert np.abs(found - wanted).max() < 8 * 4000 / 1000**0.5
 
 
 # --- odd input and faults -------------------------------------------------------------------------------------------
@@ -435,7 +446,9 @@ def test_duplicates_with_the_weakest_strength_stay_finite() -> None:
     folds = make_folds(180)
     _, tried, _ = fit_ridge(vectors, labels, 4, folds, strengths=(MIN_STRENGTH, 1e-3))
     assert all(np.isfinite(fit.log_loss) for fit in tried)
-    assert np.isfinite(solve_dual(vectors, labels, 4, MIN_STRENGTH * measure_spread(vectors)).inverse.table).all()
+    assert np.isfinite(
+        solve_dual(vectors, labels, 4, MIN_STRENGTH * measure_spread(vectors)).inverse.table.to_table()
+    ).all()
     weakest = solve_dual(vectors, labels, 4, MIN_STRENGTH * measure_spread(vectors))
     weakest = weakest.add(vectors[:20], labels[:20], 4).remove(np.arange(100))
     assert (weakest.to_head().predict_proba(vectors).argmax(axis=1) == labels).all()
@@ -443,8 +456,21 @@ def test_duplicates_with_the_weakest_strength_stay_finite() -> None:
 
 def test_features_that_are_all_the_same_are_a_fit_error() -> None:
     vectors = np.full((5000, 3), [0.1, 0, -12345.678], np.float32)
-    with pytest.raises(FitError, match="wanted features that differ between photos, got 5000 photos all the same"):
+    with pytest.raises(FitError, match=r"got 5000 photos that look the same.*copies of one picture"):
         fit_ridge(vectors, np.arange(5000) % 2, 2)
+
+
+def test_features_too_large_to_multiply_are_a_fit_error() -> None:
+    vectors, labels = draw_photos()
+    with pytest.raises(FitError, match=r"wanted features below 1e15 or so, got up to .*; compute them again"):
+        fit_ridge(vectors * np.float32(1e20), labels, 4)
+
+
+def test_a_strength_too_weak_for_the_photos_is_a_fit_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors, labels = draw_photos(60, 10)
+    monkeypatch.setattr(module, "MIN_STRENGTH", 0)
+    with pytest.raises(FitError, match="l2: wanted a strength that tells photos as alike as these apart, got 0; "):
+        fit_ridge(vectors, labels, 4, strengths=(0.0,))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

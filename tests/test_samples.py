@@ -178,7 +178,7 @@ class TestWriting:
             "from pomona.samples import SampleOptions, write_samples\n"
             "write_samples(Path('fruit'), SampleOptions(n_per_kind=1, size_px=32, n_workers=2))\n"
         )
-        env = os.environ | {"PYTHONPATH": str(Path(samples.__file__).parents[1])}
+        env = os.environ | {"PYTHONPATH": str(Path(samples.__file__).parents[2])}
         done = subprocess.run(
             [sys.executable, script], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
         )

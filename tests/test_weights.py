@@ -139,8 +139,9 @@ def test_a_tensor_outside_its_storage_is_refused(tmp_path: Path) -> None:
 def test_a_first_network_needs_no_torch(tmp_path: Path) -> None:
     script = (
         "import sys; sys.modules['torch'] = sys.modules['efficientnet_lite_pytorch'] = None\n"
-        "from pomona.backbone import find_backbone, load_network\n"
-        "print(load_network(find_backbone('lite2', size_px=64)).stat().st_size > 10_000_000)\n"
+        "from pomona.backbone import find_backbone\n"
+        "from pomona.embedding import Embedding, load_network\n"
+        "print(load_network(Embedding((find_backbone('lite2', size_px=64),))).stat().st_size > 10_000_000)\n"
         "print([name for name in sys.modules if 'efficientnet_lite2' in name])\n"
     )
     environment = {**os.environ, "POMONA_CACHE": str(tmp_path)}

@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from pomona.errors import PomonaError
     from pomona.evaluation import Evaluation, evaluate
     from pomona.features import Features, extract_features
-    from pomona.head import Head, fit_head
+    from pomona.head import Head
     from pomona.photo import decode_photo, read_photo
+    from pomona.ridge import fit_ridge
+    from pomona.teaching import TeachResult, add_class, remove_class
     from pomona.training import TrainOptions, TrainResult, train
 
 _HOMES = {
@@ -36,22 +38,26 @@ _HOMES = {
     "PomonaClassifier": "classifier",
     "PomonaError": "errors",
     "Prediction": "bundle",
+    "TeachResult": "teaching",
     "TrainOptions": "training",
     "TrainResult": "training",
+    "add_class": "teaching",
     "decode_photo": "photo",
     "evaluate": "evaluation",
     "evaluate_bundle": "bundle",
     "extract_features": "features",
     "find_backbone": "backbone",
-    "fit_head": "head",
+    "fit_ridge": "ridge",
     "load_bundle": "bundle",
     "load_dataset": "dataset",
     "read_photo": "photo",
+    "remove_class": "teaching",
     "split_dataset": "dataset",
     "train": "training",
 }
 
 __all__ = [  # noqa: RUF022 - sorted without regard to case
+    "add_class",
     "BACKBONES",
     "Backbone",
     "Bundle",
@@ -64,7 +70,7 @@ __all__ = [  # noqa: RUF022 - sorted without regard to case
     "extract_features",
     "Features",
     "find_backbone",
-    "fit_head",
+    "fit_ridge",
     "Head",
     "load_bundle",
     "load_dataset",
@@ -72,7 +78,9 @@ __all__ = [  # noqa: RUF022 - sorted without regard to case
     "PomonaError",
     "Prediction",
     "read_photo",
+    "remove_class",
     "split_dataset",
+    "TeachResult",
     "train",
     "TrainOptions",
     "TrainResult",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pomona.effort import Effort, measure_machine, plan_embedding
-from pomona.errors import DataError, MissingPackageError, PhotoError
+from pomona.errors import DataError, MissingPackageError, NotFiniteError, PhotoError
 from pomona.features import extract_vectors, read_unchanged
 from pomona.files import hash_bytes
 from pomona.photo import read_photo_bytes
@@ -56,6 +56,8 @@ class PomonaClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     ----------
     classes_ : ndarray of shape (C,)
         Labels, sorted.
+    embedding_ : Embedding
+        What the features are; in the precision that was faster where it was fitted.
     head_ : Head
         The fitted head.
     l2_ : float
@@ -107,6 +109,8 @@ class PomonaClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             If the lengths differ, or there are fewer than two classes.
         PhotoError
             If a photo cannot be used.
+        NotFiniteError
+            If the network gives NaN or infinity, in float32 too.
         """
         photos = _list_photos(X)
         targets = np.asarray(y)
@@ -117,9 +121,18 @@ class PomonaClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.classes_, labels = np.unique(targets, return_inverse=True)
         if len(self.classes_) < 2:
             raise DataError(f"wanted two classes or more, got {len(self.classes_)}")
-        vectors, hashes = self._embed(photos)
+        precision = measure_machine(self.workers).precision
+        self.embedding_ = plan_embedding(self.effort, backbone=self.backbone, size_px=self.imgsz, precision=precision)
+        try:
+            vectors, hashes = self._embed(photos)
+        except NotFiniteError:
+            if precision == "f32":
+                raise
+            self.embedding_ = plan_embedding(self.effort, backbone=self.backbone, size_px=self.imgsz, precision="f32")
+            vectors, hashes = self._embed(photos)
         strengths = RIDGE_STRENGTHS if self.l2 is None else (self.l2,)
-        folds = [] if self.l2 is not None else list_folds(labels, hashes, seed=self.seed)
+        # Of a given strength too: the temperature is chosen on them.
+        folds = list_folds(labels, _group_copies(hashes), seed=self.seed)
         self.head_, _, _ = fit_ridge(vectors, labels, len(self.classes_), folds, strengths=strengths)
         self.l2_ = self.head_.l2
         self.n_features_in_ = vectors.shape[1]
@@ -140,12 +153,13 @@ class PomonaClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _embed(self, photos: Sequence[Any]) -> tuple[NDArray[np.float32], NDArray[np.str_]]:
         """Features (N, D) and content hashes (N,) of photos."""
-        precision = measure_machine(self.workers).precision
-        embedding = plan_embedding(self.effort, backbone=self.backbone, size_px=self.imgsz, precision=precision)
-        preprocessing = embedding.preprocessing
+        preprocessing = self.embedding_.preprocessing
         hashes = [_hash_photo(photo, i) for i, photo in enumerate(photos)]
         vectors = extract_vectors(
-            hashes, lambda i: _load_pixels(photos[i], hashes[i], preprocessing), embedding, n_workers=self.workers
+            hashes,
+            lambda i: _load_pixels(photos[i], hashes[i], preprocessing),
+            self.embedding_,
+            n_workers=self.workers,
         )
         for i, error in sorted(vectors.errors.items()):
             raise PhotoError(error.fault, f"photo {i}: {error}")
@@ -177,6 +191,12 @@ def _hash_photo(photo: Any, row: int) -> str:
             f"photo {row}: wanted a path or an array (H, W, 3) of uint8, got shape {array.shape} of {array.dtype}",
         )
     return hash_bytes(repr(array.shape).encode() + np.ascontiguousarray(array).tobytes())
+
+
+def _group_copies(hashes: NDArray[np.str_]) -> NDArray[np.str_]:
+    """Name each photo after the first row of its content, so that folds are the same for paths and for arrays."""
+    _, first_rows, contents = np.unique(hashes, return_index=True, return_inverse=True)
+    return np.array([f"{row:012}" for row in first_rows[contents]])
 
 
 def _load_pixels(photo: Any, sha256: str, preprocessing: Preprocessing) -> NDArray[np.uint8]:

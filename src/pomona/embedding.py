@@ -182,9 +182,10 @@ def read_statistics(backbone: Backbone) -> Statistics:
     MissingPackageError
         If safetensors is not installed.
     BackboneError
-        If the file lacks the backbone, or its tensors do not fit.
+        If the file is damaged, or lacks the backbone, or its tensors do not fit.
     """
     try:
+        from safetensors import SafetensorError
         from safetensors.numpy import load
     except ImportError as error:
         raise MissingPackageError("safetensors", "train", "to write a network") from error
@@ -192,16 +193,21 @@ def read_statistics(backbone: Backbone) -> Statistics:
     wanted: dict[str, tuple[int, ...]] = {"average.mean": (backbone.dim,), "average.deviation": (backbone.dim,)}
     for cut in SECOND_ORDER_CUTS:
         wanted |= {f"{cut}.projection": (N_PROJECTED, dims[cut]), f"{cut}.mean": (dims[cut],)}
-    tensors = load(_read_statistics())
+    unusable = f"wanted the statistics of {backbone.name} in statistics.safetensors; install Pomona again"
+    try:
+        tensors = load(_read_statistics())
+    except SafetensorError as error:
+        raise BackboneError(unusable) from error
     found = {
         key: tensors[f"{backbone.name}.{key}"].astype(np.float32)
         for key in wanted
         if f"{backbone.name}.{key}" in tensors
     }
-    if {key: value.shape for key, value in found.items()} != wanted or not all(
-        np.isfinite(v).all() for v in found.values()
-    ):
-        raise BackboneError(f"wanted the statistics of {backbone.name} in statistics.safetensors; install Pomona again")
+    fits = {key: value.shape for key, value in found.items()} == wanted
+    if not fits or not all(np.isfinite(value).all() for value in found.values()):
+        raise BackboneError(unusable)
+    if not (found["average.deviation"] > 0).all():
+        raise BackboneError(unusable)
     return Statistics(
         {cut: found[f"{cut}.projection"] for cut in SECOND_ORDER_CUTS},
         {cut: found[f"{cut}.mean"] for cut in SECOND_ORDER_CUTS},
@@ -344,8 +350,8 @@ def make_window(n_positions: int) -> NDArray[np.float32]:
 
     Examples
     --------
-    >>> make_window(3).round(2).tolist()
-    [[0.04, 0.1, 0.04], [0.1, 0.44, 0.1], [0.04, 0.1, 0.04]]
+    >>> make_window(3).astype(float).round(2).tolist()
+    [[0.05, 0.12, 0.05], [0.12, 0.3, 0.12], [0.05, 0.12, 0.05]]
     """
     place = (np.arange(n_positions) + 0.5) / n_positions - 0.5
     side = np.exp(-np.square(place / WINDOW_SIGMA) / 2)

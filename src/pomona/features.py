@@ -8,7 +8,9 @@ processes may share it, and another key never reads it. A vector that does not m
 
 from __future__ import annotations
 
+import mmap
 import sqlite3
+import tempfile
 import time
 import zlib
 from contextlib import closing, contextmanager
@@ -36,7 +38,10 @@ if TYPE_CHECKING:
 FEATURES_FORMAT = 2
 """Counts up when the same key would give other vectors."""
 
-_PHOTOS_PER_COMMIT = 64
+MAX_TABLE_BYTES = 1_000_000_000
+"""Features that are kept in memory; more of them are in a file."""
+
+_PHOTOS_PER_COMMIT, _PHOTOS_PER_RELEASE = 64, 4096
 _SECONDS_PER_COMMIT = 2.0
 _ROWS_PER_QUERY = 500
 _COLUMNS = [("sha256", "BLOB", 1), ("vector", "BLOB", 0), ("crc", "INTEGER", 0)]  # name, type, place in the key
@@ -203,7 +208,7 @@ def extract_vectors(
     Vectors
         One row per photo.
     """
-    values = np.zeros((len(hashes), embedding.dim), np.float32)
+    values = _make_table(len(hashes), embedding.dim)
     rows_of: dict[str, list[int]] = {}
     for i, digest in enumerate(hashes):
         rows_of.setdefault(digest, []).append(i)
@@ -227,9 +232,31 @@ def extract_vectors(
                     cache.write(digest, outcome)
                     n_computed += 1
                 n_done += len(rows)
+                if n_computed % _PHOTOS_PER_RELEASE == 0:
+                    release_pages(values)
                 if on_photo:
                     on_photo(n_done, len(hashes))
     return Vectors(values, errors, n_computed, n_cached)
+
+
+def _make_table(n_rows: int, dim: int) -> NDArray[np.float32]:
+    """Zeros (N, D), in memory or, where they are too many, in a file that goes with the table."""
+    if n_rows * dim * 4 <= MAX_TABLE_BYTES:
+        return np.zeros((n_rows, dim), np.float32)
+    with storage_errors(f"make room for {n_rows * dim * 4 / 1e9:.1f} GB of features in {cache_folder()}"):
+        file = tempfile.TemporaryFile(dir=make_folder(cache_folder() / "features"))  # noqa: SIM115 - the table keeps it
+        return np.memmap(file, np.float32, "w+", shape=(n_rows, dim))
+
+
+def release_pages(table: NDArray[np.float32]) -> None:
+    """Let the pages of a table in a file go, which count as memory of the process; the file keeps its content."""
+    mapped: object = table
+    while isinstance(mapped, np.ndarray):
+        if isinstance(mapped, np.memmap) and mapped.mode == "c":
+            return  # what was written there is in no file
+        mapped = mapped.base
+    if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def _compute(

@@ -1,26 +1,56 @@
 """A ridge head on features, in closed form, that can learn on.
 
 In: features and labels, and parts to choose the strength on. Out: a `Head`, and a `Ridge`: the state that takes further
-photos or forgets some in milliseconds. Why: with thousands of dimensions a photo, one matrix inverse gives the fit, the
-held-out scores of every fold, and the means to change it later, exactly as if it had been fitted anew.
+photos or forgets some in milliseconds. Why: with thousands of dimensions a photo, one triangle as large as there are
+photos gives the fit, the held-out scores of every fold, and the means to change it later, exactly as if fitted anew.
 """
 
 from __future__ import annotations
 
-import mmap
 import time
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from pomona.errors import FitError, OptionError
-from pomona.head import Fit, Head, check_fit, order_strengths, softmax
+from pomona.features import release_pages
+from pomona.head import (
+    DEFAULT_TEMPERATURE,
+    Fit,
+    Head,
+    check_fit,
+    fit_temperature,
+    order_strengths,
+    softmax,
+    sum_rows,
+)
+from pomona.inverse import (
+    BorderedInverse,
+    FactoredTable,
+    factor_symmetric,
+    invert_factor,
+    invert_symmetric,
+    solve_factor,
+)
+from pomona.ridge_state import Ridge, make_head, one_hot
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
+
+__all__ = [
+    "MAX_BYTES",
+    "MIN_STRENGTH",
+    "N_CHOSEN_ON",
+    "RIDGE_STRENGTHS",
+    "BorderedInverse",
+    "FactoredTable",
+    "Ridge",
+    "fit_ridge",
+    "solve_dual",
+    "solve_primal",
+]
 
 RIDGE_STRENGTHS: tuple[float, ...] = (3e-2, 1e-2, 3e-3, 1e-3)
 """Strengths tried, strongest first: the penalty as a share of the mean squared distance of photos from their mean."""
@@ -34,14 +64,8 @@ MAX_BYTES = 2_000_000_000
 N_CHOSEN_ON = 5_000
 """Photos that strength and temperature are chosen on where there are more."""
 
-DEFAULT_TEMPERATURE = 0.1
-"""Where no photo can be held out; a score of 1 against 0 is then a probability ratio of e to the 10th."""
-
-# Rank of the corrections that an inverse carries before they are worked into its table.
-_MAX_RANK = 256
-
-# Rows and columns worked on at a time in the solve for many photos, and size below which a matrix is inverted at once.
-_CHUNK_ROWS, _TILE, _SMALL = 4096, 1024, 128
+# Rows and columns worked on at a time in the solve for many photos.
+_CHUNK_ROWS, _TILE = 4096, 1024
 
 
 def fit_ridge(
@@ -50,6 +74,7 @@ def fit_ridge(
     n_classes: int,
     folds: Iterable[tuple[NDArray[np.intp], NDArray[np.intp]]] = (),
     *,
+    rows: NDArray[np.intp] | None = None,
     strengths: Sequence[float] = RIDGE_STRENGTHS,
     on_step: Callable[[], None] | None = None,
 ) -> tuple[Head, tuple[Fit, ...], Ridge | None]:
@@ -65,8 +90,10 @@ def fit_ridge(
         C; each must have a row.
     folds : iterable of (ndarray, ndarray)
         Pairs of rows to fit on and rows to choose on. With one pair the head is fitted on its first rows; with
-        several (cross-validation) on all rows; with none on all rows, with the middle strength, and the temperature
+        several (cross-validation) on `rows`; with none on `rows`, with the middle strength, and the temperature
         is chosen by leaving out each photo in turn.
+    rows : ndarray of intp, optional
+        Rows that the folds part, or all that there are; all of them where it is not given. Not for a single pair.
     strengths : sequence of float
         Strengths to try, `MIN_STRENGTH` or more, in any order.
     on_step : callable, optional
@@ -75,8 +102,8 @@ def fit_ridge(
     Returns
     -------
     Head, tuple of Fit, Ridge or None
-        The head, what each strength gave on all held-out rows together, and the state that learns on; None where
-        there are too many photos to keep one.
+        The head, what each strength gave on all held-out rows together, and the state that learns on, whose inverse
+        is computed when it is first asked for; None where there are too many photos to keep one.
 
     Raises
     ------
@@ -102,7 +129,10 @@ def fit_ridge(
     if ordered[-1] < MIN_STRENGTH:
         raise OptionError(f"l2: wanted ridge strengths of {MIN_STRENGTH:g} or more, got {ordered[-1]:g}")
     pairs = list(folds)
-    rows = np.asarray(pairs[0][0]) if len(pairs) == 1 else np.arange(len(labels))
+    if len(pairs) == 1:
+        rows = np.asarray(pairs[0][0])
+    elif rows is None:
+        rows = np.arange(len(labels))
     sums = _check(vectors, labels, n_classes, pairs, rows)
     known = labels.astype(np.intp)
     learnt = _pick_rows(rows, sums)
@@ -111,12 +141,13 @@ def fit_ridge(
         trial = _try_rows(problem, vectors, known, _pick_rows(np.asarray(pairs[0][1]), sums))
     else:
         trial = _try_folds(problem, pairs, learnt, len(known)) if pairs else _try_each(problem)
-    chosen, tried = _choose(trial, ordered if pairs else [ordered[len(ordered) // 2]], on_step if pairs else None)
+    solution, chosen, tried = _choose(
+        trial, ordered if pairs else [ordered[len(ordered) // 2]], on_step if pairs else None
+    )
     if len(learnt) == len(rows):
-        ridge = problem.to_ridge(chosen)
+        ridge = problem.to_ridge(solution, chosen)
         return ridge.to_head(), tried if pairs else (), ridge
-    del problem, trial  # room for the fit on all rows
-    chosen = chosen._replace(inverse=np.zeros((0, 0)))
+    del problem, trial, solution  # room for the fit on all rows
     head, state = _refit(vectors, known, n_classes, rows, chosen)
     return head, tried if pairs else (), state
 
@@ -141,7 +172,7 @@ def solve_dual(vectors: NDArray[np.float32], labels: NDArray[np.intp], n_classes
         The state; its head gives the scores themselves as logits.
     """
     problem = _Problem(np.array(vectors, np.float32), labels, n_classes)
-    return problem.to_ridge(_Chosen(*problem.solve(penalty), penalty, 1.0, penalty / problem.spread))
+    return problem.to_ridge(problem.solve(penalty), _Chosen(penalty, 1.0, penalty / problem.spread))
 
 
 def solve_primal(
@@ -152,6 +183,9 @@ def solve_primal(
     rows: NDArray[np.intp] | None = None,
 ) -> Head:
     """Fit with a given penalty and temperature 1, through the (D, D) covariance, a part of the rows at a time.
+
+    Where the covariance would not fit in `MAX_BYTES`, that of a sketch of the features is taken: each dimension is
+    added, with a random sign, to one of fewer. The head is still one on the features themselves.
 
     Parameters
     ----------
@@ -171,436 +205,87 @@ def solve_primal(
     Head
         The scores themselves as logits.
 
-    Raises
-    ------
-    FitError
-        If the covariance would not fit in `MAX_BYTES`.
+    References
+    ----------
+    Charikar, Chen and Farach-Colton, Finding frequent items in data streams, ICALP 2002: the count sketch.
+    Weinberger et al., Feature hashing for large scale multitask learning, ICML 2009: products of sketches.
     """
     rows = np.arange(len(labels)) if rows is None else rows
-    dim = vectors.shape[1]
-    if 12 * dim**2 + 8 * _CHUNK_ROWS * dim > MAX_BYTES:
-        raise FitError(
-            f"wanted photos and dimensions that can be solved in {MAX_BYTES / 1e9:g} GB, got {len(rows)} photos of "
-            f"{dim} dimensions; use fewer photos or shorter features"
-        )
-    total = np.zeros(dim)
+    sketch = Sketch.plan(vectors.shape[1], _find_largest_dim())
+    total = np.zeros(vectors.shape[1])
     for part in _chunk(rows):
         total += _read(vectors, part).sum(axis=0, dtype=np.float64)
     origin = (total / len(rows)).astype(np.float32)
-    covariance, targets = _accumulate(vectors, labels, n_classes, rows, origin)
-    covariance.flat[:: dim + 1] += penalty
+    parts = ((sketch.apply(_read(vectors, part) - origin), one_hot(labels[part], n_classes)) for part in _chunk(rows))
+    covariance, targets = _accumulate(parts, len(sketch.starts), n_classes)
+    covariance.flat[:: len(covariance) + 1] += penalty
     invert_symmetric(covariance)
     shares = np.bincount(labels[rows], minlength=n_classes) / len(rows)
-    return _make_head((covariance @ targets).T.astype(np.float32), shares, origin, 1.0, penalty)
+    return make_head(sketch.spread((covariance @ targets).T.astype(np.float32)), shares, origin, 1.0, penalty)
 
 
-def fit_temperature(scores: NDArray[np.floating], labels: NDArray[np.intp]) -> float:
-    """Find the temperature at which `softmax(scores / temperature)` has the smallest log loss.
-
-    To the photos one is added that is equally likely of every class, so that a few that are all right do not make the
-    model certain. The loss is convex in the inverse of the temperature; Newton's method, inside a bracket.
-
-    Parameters
-    ----------
-    scores : ndarray of shape (N, C)
-        Of held-out photos.
-    labels : ndarray of shape (N,), int
-        Their class numbers.
-
-    Returns
-    -------
-    float
-        From 0.001 to 1000.
-
-    References
-    ----------
-    Platt, Probabilistic outputs for support vector machines, 1999: targets a little short of certain.
-
-    Examples
-    --------
-    >>> scores = np.array([[1.0, 0.0]] * 3 + [[0.0, 1.0]])
-    >>> round(fit_temperature(np.tile(scores, (1000, 1)), np.zeros(4000, int)), 2)  # odds of 3 to 1: 1 / log 3
-    0.91
-    """
-    gaps = (scores - scores.max(axis=1, keepdims=True)).astype(np.float32)
-    blur = 1 / (len(labels) + 1)
-    wanted = (1 - blur) * gaps[np.arange(len(labels)), labels] + blur * gaps.mean(axis=1)
-    low, high, scale = 1e-3, 1e3, 1 / DEFAULT_TEMPERATURE
-    for _ in range(60):
-        shares = softmax(gaps * np.float32(scale))
-        shares *= gaps
-        means = shares.sum(axis=1)
-        slope = float((means - wanted).mean(dtype=np.float64))
-        low, high = (low, scale) if slope >= 0 else (scale, high)
-        shares *= gaps
-        curvature = float((shares.sum(axis=1) - means**2).mean(dtype=np.float64))
-        proposed = scale - slope / curvature if curvature > 0 else 0.0
-        moved = proposed if low < proposed < high else float(np.sqrt(low * high))
-        if abs(moved - scale) <= 1e-5 * scale:
-            break
-        scale = moved
-    return 1 / scale
+def _find_largest_dim() -> int:
+    """Dimensions whose covariance, with a part of the rows, fits in `MAX_BYTES`."""
+    return int((np.sqrt((4 * _CHUNK_ROWS) ** 2 + 12 * MAX_BYTES) - 4 * _CHUNK_ROWS) / 12)
 
 
-def invert_symmetric(table: NDArray[np.float64]) -> None:
-    """Put the inverse of a positive definite matrix (N, N) in its place, of which the lower triangle is read.
-
-    By halves, so that nearly all the work is in products of matrices: less than half the time of `numpy.linalg.inv`,
-    and room for half a matrix is enough. Through the Cholesky factor: block elimination without it loses all digits
-    where photos are nearly alike.
-
-    Raises
-    ------
-    numpy.linalg.LinAlgError
-        If the matrix is not positive definite to rounding.
-
-    References
-    ----------
-    Higham, Accuracy and stability of numerical algorithms, 2nd edition, 2002: chapter 14.
-
-    Examples
-    --------
-    >>> table = np.array([[2.0, 1.0], [1.0, 1.0]])
-    >>> invert_symmetric(table)
-    >>> table.round(9).tolist()
-    [[1.0, -1.0], [-1.0, 2.0]]
-    """
-    _invert_factor(table)
-    _square_factor(table)
-
-
-def _invert_factor(table: NDArray[np.float64]) -> None:
-    """Put the inverse of the Cholesky factor in the place of a matrix."""
-    half = len(table) // 2
-    if len(table) <= _SMALL:
-        table[...] = np.tril(np.linalg.inv(np.linalg.cholesky(table)))
-        return
-    first, last, corner = table[:half, :half], table[half:, half:], table[half:, :half]
-    _invert_factor(first)
-    factor = corner @ first.T
-    last -= factor @ factor.T
-    _invert_factor(last)
-    np.matmul(last, -(factor @ first), out=corner)
-    table[:half, half:] = 0
-
-
-def _square_factor(table: NDArray[np.float64]) -> None:
-    """Put ``table.T @ table`` in the place of a lower triangular matrix."""
-    half = len(table) // 2
-    if len(table) <= _SMALL:
-        table[...] = table.T @ table
-        return
-    first, last, corner = table[:half, :half], table[half:, half:], table[half:, :half]
-    _square_factor(first)
-    first += corner.T @ corner
-    corner[...] = last.T @ corner
-    table[:half, half:] = corner.T
-    _square_factor(last)
-
-
-@dataclass(frozen=True, eq=False)
-class BorderedInverse:
-    """Inverse of ``[[0, 1'], [1, X X' + penalty I]]``: a table and corrections of low rank.
-
-    The border is the intercept, which is not penalised: a photo that every photo has product 1 with. Photos that come
-    or go are corrections, ``table + factors * signs @ factors.T``; the rows of those that went are zero.
+class Sketch(NamedTuple):
+    """Features added up, with random signs, to fewer dimensions; products stay what they are on average.
 
     Parameters
     ----------
-    table : ndarray of shape (M, M), float64
-        For the intercept and the first photos.
-    factors : ndarray of shape (N + 1, R), float64
-        For the intercept and all photos.
-    signs : ndarray of shape (R,), float64
-        1 for photos that came and -1 for those that went.
+    order : ndarray of shape (D,), intp
+        Dimensions, those that are added up side by side.
+    starts : ndarray of shape (M,), intp
+        Where each sum begins in that order.
+    signs : ndarray of shape (D,), float32
+        1 or -1 of each dimension, in that order.
     """
 
-    table: NDArray[np.float64]
-    factors: NDArray[np.float64]
-    signs: NDArray[np.float64]
-
-    def apply(self, columns: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Times columns (N + 1, K)."""
-        n = len(self.table)
-        product = (self.factors * self.signs) @ (self.factors.T @ columns)
-        product[:n] += self.table @ columns[:n]
-        return np.asarray(product)
-
-    def take(self, columns: NDArray[np.intp]) -> NDArray[np.float64]:
-        """Columns (N + 1, K) by number."""
-        taken = (self.factors * self.signs) @ self.factors[columns].T
-        inside = np.flatnonzero(columns < len(self.table))
-        taken[: len(self.table), inside] += self.table[columns[inside]].T
-        return np.asarray(taken)
-
-    def correct(self, columns: NDArray[np.float64], middle: NDArray[np.float64], sign: float) -> BorderedInverse:
-        """Add ``sign * columns @ inv(middle) @ columns.T``, with as many rows more as the columns have."""
-        try:
-            lower = np.linalg.cholesky(middle)
-        except np.linalg.LinAlgError as error:
-            raise FitError("these photos are too far from what was learnt to change it; fit on all photos") from error
-        grown = np.zeros((len(columns), self.factors.shape[1] + len(middle)))
-        grown[: len(self.factors), : -len(middle)] = self.factors
-        grown[:, -len(middle) :] = np.linalg.solve(lower, columns.T).T
-        return BorderedInverse(self.table, grown, np.concatenate([self.signs, np.full(len(middle), sign)]))
-
-    def to_table(self, rows: NDArray[np.intp]) -> NDArray[np.float64]:
-        """The inverse (K, K) at these rows and columns, in one table."""
-        n = len(self.table)
-        whole = (self.factors * self.signs) @ self.factors.T
-        whole[:n, :n] += self.table
-        return whole if len(rows) == len(whole) else np.ascontiguousarray(whole[np.ix_(rows, rows)])
-
-
-@dataclass(frozen=True, eq=False)
-class Ridge:
-    """A ridge head with all that it takes to learn on: a new state each time, and the old one stays as it was.
-
-    Every change gives what a fit of all photos with the same penalty would, to rounding. Temperature and penalty stay.
-
-    Parameters
-    ----------
-    origin : ndarray of shape (D,), float32
-        Taken off all features: their mean at the first fit. Any place would give the same head; this one rounds least.
-    blocks : tuple of ndarray of shape (N_b, D), float32
-        Features less the origin, in blocks as they came.
-    rows : ndarray of shape (N,), intp
-        Of the blocks put together, those of the photos that are still learnt from.
-    labels : ndarray of shape (N,), intp
-        Class numbers of these photos.
-    inverse : BorderedInverse
-        Of their kernel.
-    duals : ndarray of shape (M + 1, C), float64
-        What the intercept and each row of the blocks add to the scores.
-    weights : ndarray of shape (C, D), float32
-        Scores are ``(features - origin) @ weights.T + duals[0]``.
-    penalty : float
-        Weight of the squared norm beside the sum of squared errors.
-    temperature : float
-        Scores are divided by it.
-    l2 : float
-        Strength that was chosen; the penalty as a share of the mean squared distance.
-    """
-
-    origin: NDArray[np.float32]
-    blocks: tuple[NDArray[np.float32], ...]
-    rows: NDArray[np.intp]
-    labels: NDArray[np.intp]
-    inverse: BorderedInverse
-    duals: NDArray[np.float64]
-    weights: NDArray[np.float32]
-    penalty: float
-    temperature: float
-    l2: float
-
-    @property
-    def n_classes(self) -> int:
-        """C."""
-        return len(self.weights)
-
-    def to_head(self) -> Head:
-        """Fold origin and temperature into weights and bias."""
-        return _make_head(self.weights, self.duals[0], self.origin, self.temperature, self.l2)
-
-    def add(self, vectors: NDArray[np.float32], labels: NDArray[np.intp], n_classes: int) -> Ridge:
-        """Learn further photos, of known classes or new ones.
-
-        Parameters
-        ----------
-        vectors : ndarray of shape (K, D), float32
-            Their features.
-        labels : ndarray of shape (K,), int
-            Their class numbers; new classes follow the known ones.
-        n_classes : int
-            With the new ones; each must have a photo.
-
-        Raises
-        ------
-        FitError
-            If features are not finite or of another length, a label is out of range, or a class has no photo.
-        """
-        if vectors.ndim != 2 or vectors.shape[1] != len(self.origin) or labels.shape != vectors.shape[:1]:
-            raise FitError(
-                f"wanted features (K, {len(self.origin)}) and labels (K,), got {vectors.shape} and {labels.shape}"
-            )
-        known = np.concatenate([self.labels, labels.astype(np.intp)])
-        sums = np.concatenate([np.zeros(len(self.labels)), _sum_rows(vectors)])
-        check_fit(sums[:, None], known, n_classes, np.arange(len(known)))
-        return self._grow((vectors - self.origin).astype(np.float32), known, n_classes) if len(labels) else self
-
-    def remove(self, rows: NDArray[np.intp]) -> Ridge:
-        """Forget photos.
-
-        Parameters
-        ----------
-        rows : ndarray of shape (K,), intp
-            Their places in `labels`; the others keep their order.
-
-        Raises
-        ------
-        FitError
-            If there is no such photo, or a class would be left without one.
-        """
-        gone = np.unique(rows)
-        if len(gone) and not 0 <= gone[0] <= gone[-1] < len(self.labels):
-            raise FitError(f"wanted photos from 0 to {len(self.labels) - 1}, got {gone[0]} to {gone[-1]}")
-        left = np.delete(np.arange(len(self.labels)), gone)
-        empty = np.setdiff1d(np.arange(self.n_classes), self.labels[left])
-        if len(empty):
-            raise FitError(f"wanted a photo left of each class, got none of number {empty[0]}; remove the class")
-        return self._shrink(gone, left) if len(gone) else self
-
-    def remove_class(self, number: int) -> Ridge:
-        """Forget a class and its photos; the classes after it move up by one.
-
-        Raises
-        ------
-        FitError
-            If there is no such class, or only one would be left.
-        """
-        if not 0 <= number < self.n_classes or self.n_classes < 3:
-            raise FitError(f"wanted one of three classes or more to remove, got number {number} of {self.n_classes}")
-        gone = self.labels == number
-        ridge = self._shrink(np.flatnonzero(gone), np.flatnonzero(~gone))
-        return replace(
-            ridge,
-            labels=ridge.labels - (ridge.labels > number),
-            duals=np.delete(ridge.duals, number, axis=1),
-            weights=np.delete(ridge.weights, number, axis=0),
-        )
-
-    def renumber(self, numbers: NDArray[np.intp]) -> Ridge:
-        """Put the classes in another order: class c becomes ``numbers[c]``.
-
-        Raises
-        ------
-        FitError
-            If these are not the numbers 0 to C - 1.
-        """
-        if not np.array_equal(np.sort(numbers), np.arange(self.n_classes)):
-            raise FitError(f"wanted the numbers 0 to {self.n_classes - 1}, each once, got {list(numbers)}")
-        order = np.argsort(numbers)
-        return replace(
-            self,
-            labels=numbers[self.labels],
-            duals=self.duals[:, order],
-            weights=np.ascontiguousarray(self.weights[order]),
-        )
-
-    def to_tensors(self) -> dict[str, NDArray[np.generic]]:
-        """All that `from_tensors` needs, by name: arrays in one piece, without the photos that were forgotten."""
-        ridge = self.settle()
-        return {
-            "origin": ridge.origin,
-            "vectors": ridge.blocks[0],
-            "labels": ridge.labels.astype(np.int64),
-            "inverse": ridge.inverse.table,
-            "penalty": np.array([ridge.penalty]),
-            "temperature": np.array([ridge.temperature]),
-            "l2": np.array([ridge.l2]),
-        }
+    order: NDArray[np.intp]
+    starts: NDArray[np.intp]
+    signs: NDArray[np.float32]
 
     @classmethod
-    def from_tensors(cls, tensors: Mapping[str, NDArray[np.generic]]) -> Ridge:
-        """Make the state of `to_tensors` again.
+    def plan(cls, dim: int, limit: int) -> Sketch:
+        """A sketch to `limit` dimensions at most; one that changes nothing where there are no more."""
+        if dim <= limit:
+            return cls(np.arange(dim), np.arange(dim), np.ones(dim, np.float32))
+        random = np.random.default_rng(dim)
+        starts = np.arange(limit) * dim // limit
+        return cls(random.permutation(dim), starts, random.choice(np.array([-1, 1], np.float32), dim))
 
-        Raises
-        ------
-        ValueError
-            If an array is missing or its shape is not that of the others.
-        """
-        _check_tensors(tensors)
-        x = np.ascontiguousarray(tensors["vectors"], np.float32)
-        labels = tensors["labels"].astype(np.intp)
-        table = np.asarray(tensors["inverse"], np.float64)
-        duals = table[:, 1:] @ _one_hot(labels, int(labels.max()) + 1)
-        return cls(
-            origin=np.asarray(tensors["origin"], np.float32),
-            blocks=(x,),
-            rows=np.arange(len(x)),
-            labels=labels,
-            inverse=_wrap(table),
-            duals=duals,
-            weights=duals[1:].T.astype(np.float32) @ x,
-            penalty=float(tensors["penalty"][0]),
-            temperature=float(tensors["temperature"][0]),
-            l2=float(tensors["l2"][0]),
-        )
+    def apply(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Sketch (N, M) of features (N, D)."""
+        if len(self.starts) == len(self.order):
+            return vectors
+        return np.add.reduceat(vectors[:, self.order] * self.signs, self.starts, axis=1)
 
-    def _grow(self, x: NDArray[np.float32], labels: NDArray[np.intp], n_classes: int) -> Ridge:
-        """Border the inverse; what the old scores lack on the new photos is what these add."""
-        n_new = n_classes - self.n_classes
-        duals = np.pad(self.duals, ((0, 0), (0, n_new)))
-        kernel = np.vstack([np.ones((1, len(x))), *(block @ x.T for block in self.blocks)])
-        cross = self.inverse.apply(kernel)
-        wide = x.astype(np.float64)
-        middle = wide @ wide.T + self.penalty * np.eye(len(x)) - kernel.T @ cross
-        columns = np.vstack([-cross, np.eye(len(x))])
-        inverse = self.inverse.correct(columns, middle, 1.0)
-        added = np.linalg.solve(middle, _one_hot(labels[-len(x) :], n_classes) - kernel.T @ duals)
-        weights = np.pad(self.weights, ((0, n_new), (0, 0)))
-        weights -= self._weigh(cross[1:], added)
-        weights += added.T.astype(np.float32) @ x
-        ridge = replace(
-            self,
-            blocks=(*self.blocks, x),
-            rows=np.append(self.rows, len(cross) - 1 + np.arange(len(x))),
-            labels=labels,
-            inverse=inverse,
-            duals=np.vstack([duals - cross @ added, added]),
-            weights=weights,
-        )
-        return ridge.settle() if len(inverse.signs) > _MAX_RANK else ridge
-
-    def _shrink(self, gone: NDArray[np.intp], left: NDArray[np.intp]) -> Ridge:
-        """Take photos out of the inverse; their rows stay in the blocks, with nothing to add."""
-        places = self.rows[gone] + 1
-        columns = self.inverse.take(places)
-        middle = columns[places]
-        inverse = self.inverse.correct(columns, middle, -1.0)
-        taken = np.linalg.solve(middle, self.duals[places])
-        duals = self.duals - columns @ taken
-        duals[places] = 0
-        ridge = replace(
-            self,
-            rows=self.rows[left],
-            labels=self.labels[left],
-            inverse=inverse,
-            duals=duals,
-            weights=np.subtract(self.weights, self._weigh(columns[1:], taken)),
-        )
-        return ridge.settle() if len(inverse.signs) > _MAX_RANK else ridge
-
-    def _weigh(self, columns: NDArray[np.float64], shares: NDArray[np.floating]) -> NDArray[np.float32]:
-        """Weights (C, D) of duals ``columns @ shares``, in the order that reads the features with fewer columns."""
-        if columns.shape[1] > shares.shape[1]:
-            columns, shares = columns @ shares, np.eye(shares.shape[1])
-        ends = np.cumsum([len(block) for block in self.blocks])[:-1]
-        parts = np.split(columns.T.astype(np.float32), ends, axis=1)
-        mixed = sum(part @ block for part, block in zip(parts, self.blocks, strict=True))
-        return np.asarray(shares.T.astype(np.float32) @ mixed, np.float32)
-
-    def settle(self) -> Ridge:
-        """Work the corrections into one table, and leave forgotten photos behind."""
-        if len(self.blocks) == 1 and not len(self.inverse.signs):
-            return self
-        places = np.append(0, self.rows + 1)
-        x = self.blocks[0] if len(self.blocks) == 1 else np.concatenate(self.blocks)
-        return replace(
-            self,
-            blocks=(x if len(self.rows) == len(x) else x[self.rows],),
-            rows=np.arange(len(self.rows)),
-            inverse=_wrap(self.inverse.to_table(places)),
-            duals=self.duals[places],
-        )
+    def spread(self, weights: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Weights (C, D) of the features from weights (C, M) of their sketch."""
+        lengths = np.diff(self.starts, append=len(self.order))
+        spread = np.empty((len(weights), len(self.order)), np.float32)
+        spread[:, self.order] = np.repeat(weights, lengths, axis=1) * self.signs
+        return spread
 
 
 class _Chosen(NamedTuple):
-    inverse: NDArray[np.float64]
-    duals: NDArray[np.float64]
     penalty: float
     temperature: float
     l2: float
+
+
+class _Solution(NamedTuple):
+    """What a penalty gives.
+
+    The Cholesky factor (N, N) of the penalised kernel as `factor_symmetric` makes it, or its inverse; what solves for
+    ones (N,); and the duals (N + 1, C), the intercept first.
+    """
+
+    triangle: NDArray[np.float64]
+    is_inverse: bool
+    ones: NDArray[np.float64]
+    duals: NDArray[np.float64]
 
 
 class _Problem:
@@ -615,50 +300,76 @@ class _Problem:
         self.x -= self.origin
         self.labels = labels
         self.n_classes = n_classes
-        self.kernel = self.x @ self.x.T
+        with np.errstate(over="ignore", invalid="ignore"):
+            self.kernel = self.x @ self.x.T
         self.spread = float(self.kernel.diagonal().mean(dtype=np.float64))
-        if not 0 < self.spread < np.inf:
-            raise FitError(f"wanted features that differ between photos, got {len(labels)} photos all the same")
+        if not np.isfinite(self.spread):
+            raise FitError(
+                f"wanted features below 1e15 or so, got up to {float(np.abs(self.x).max()):.1g}; compute them again"
+            )
+        if not self.spread:
+            raise FitError(
+                f"wanted photos that differ, got {len(labels)} photos that look the same to the network; check "
+                "that they are not copies of one picture, or all black"
+            )
 
-    def solve(self, penalty: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """The bordered inverse (N + 1, N + 1) and the duals (N + 1, C) at a penalty."""
-        table = np.empty((len(self.x) + 1, len(self.x) + 1))
-        inner = table[1:, 1:]
-        inner[...] = self.kernel
-        inner.flat[:: len(self.x) + 1] += penalty
-        try:
-            invert_symmetric(inner)
-        except np.linalg.LinAlgError as error:
-            raise FitError(f"these features resolve no penalty as weak as {penalty:g}; take a stronger one") from error
-        sums = inner.sum(axis=1)
-        total = sums.sum()
-        table[0, 0] = -1 / total
-        table[0, 1:] = table[1:, 0] = sums / total
-        for start in range(0, len(inner), _TILE):  # by parts, for there may be no room for another table
-            inner[start : start + _TILE] -= np.outer(table[0, 1 + start : 1 + start + _TILE], sums)
-        return table, table[:, 1:] @ _one_hot(self.labels, self.n_classes)
+    def solve(self, penalty: float) -> _Solution:
+        """Duals and the factor that they are solved with."""
+        factor = self._factor(penalty)
+        return _border(factor, False, solve_factor(factor, self._list_targets()))
 
-    def to_ridge(self, chosen: _Chosen) -> Ridge:
+    def invert(self, penalty: float) -> _Solution:
+        """Duals and the inverse of the factor, which tells also what parts of the inverse are."""
+        lower = self._factor(penalty)
+        invert_factor(lower)
+        return _border(lower, True, lower.T @ (lower @ self._list_targets()))
+
+    def to_ridge(self, solution: _Solution, chosen: _Chosen) -> Ridge:
         return Ridge(
             origin=self.origin,
             blocks=(self.x,),
             rows=np.arange(len(self.x)),
             labels=self.labels,
-            inverse=_wrap(chosen.inverse),
-            duals=chosen.duals,
-            weights=chosen.duals[1:].T.astype(np.float32) @ self.x,
+            inverse=BorderedInverse.wrap(
+                FactoredTable(solution.triangle, solution.is_inverse, solution.ones), len(solution.duals)
+            ),
+            duals=solution.duals,
+            weights=solution.duals[1:].T.astype(np.float32) @ self.x,
             penalty=chosen.penalty,
             temperature=chosen.temperature,
             l2=chosen.l2,
         )
 
+    def _factor(self, penalty: float) -> NDArray[np.float64]:
+        table = self.kernel.astype(np.float64)
+        table.flat[:: len(table) + 1] += penalty
+        try:
+            factor_symmetric(table)
+        except np.linalg.LinAlgError as error:
+            raise FitError(
+                f"l2: wanted a strength that tells photos as alike as these apart, got {penalty / self.spread:.1g}; "
+                "take a stronger one"
+            ) from error
+        return table
+
+    def _list_targets(self) -> NDArray[np.float64]:
+        """A column a class, and one of ones, (N, C + 1)."""
+        return np.hstack([one_hot(self.labels, self.n_classes), np.ones((len(self.labels), 1))])
+
+
+def _border(triangle: NDArray[np.float64], is_inverse: bool, solved: NDArray[np.float64]) -> _Solution:
+    """Make duals of what solves for the targets without an intercept, (N, C + 1)."""
+    ones = solved[:, -1].copy()
+    intercept = solved[:, :-1].sum(axis=0) / ones.sum()
+    return _Solution(triangle, is_inverse, ones, np.vstack([intercept, solved[:, :-1] - np.outer(ones, intercept)]))
+
 
 class _Trial(NamedTuple):
-    """A problem, the labels (H,) of what it holds out, and how to score that (H, C) from its inverse and duals."""
+    """A problem, the labels (H,) of what it holds out, and the solution and scores (H, C) of that at a penalty."""
 
     problem: _Problem
     labels: NDArray[np.intp]
-    score: Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.floating]]
+    score: Callable[[float], tuple[_Solution, NDArray[np.floating]]]
 
 
 def _try_rows(
@@ -666,7 +377,12 @@ def _try_rows(
 ) -> _Trial:
     """Hold out rows that are not in the problem."""
     cross = np.subtract(vectors[rows], problem.origin, dtype=np.float32) @ problem.x.T
-    return _Trial(problem, labels[rows], lambda _, duals: cross @ duals[1:] + duals[0])
+
+    def score(penalty: float) -> tuple[_Solution, NDArray[np.floating]]:
+        solution = problem.solve(penalty)
+        return solution, cross @ solution.duals[1:] + solution.duals[0]
+
+    return _Trial(problem, labels[rows], score)
 
 
 def _try_folds(
@@ -682,14 +398,17 @@ def _try_folds(
         if not out.all() and (held >= 0).any():
             outs.append(np.flatnonzero(out))
             helds.append(held[held >= 0])
-    known = _one_hot(problem.labels, problem.n_classes)
+    known = one_hot(problem.labels, problem.n_classes)
 
-    def score(inverse: NDArray[np.float64], duals: NDArray[np.float64]) -> NDArray[np.floating]:
-        scores = []
+    def score(penalty: float) -> tuple[_Solution, NDArray[np.floating]]:
+        solution = problem.invert(penalty)
+        total = solution.ones.sum()
+        scores = [np.zeros((0, problem.n_classes))]
         for out, held in zip(outs, helds, strict=True):
-            missed = np.linalg.solve(inverse[np.ix_(out + 1, out + 1)], duals[out + 1])
+            columns, ones = solution.triangle[:, out], solution.ones[out]
+            missed = np.linalg.solve(columns.T @ columns - np.outer(ones / total, ones), solution.duals[out + 1])
             scores.append(known[held] - missed[np.searchsorted(out, held)])
-        return np.concatenate([np.zeros((0, problem.n_classes)), *scores])
+        return solution, np.concatenate(scores)
 
     return _Trial(problem, problem.labels[np.concatenate([np.zeros(0, np.intp), *helds])], score)
 
@@ -699,31 +418,34 @@ def _try_each(problem: _Problem) -> _Trial:
     rows = np.flatnonzero(np.bincount(problem.labels)[problem.labels] > 1)
     labels = problem.labels[rows]
 
-    def score(inverse: NDArray[np.float64], duals: NDArray[np.float64]) -> NDArray[np.floating]:
-        return np.asarray(_one_hot(labels, problem.n_classes) - duals[rows + 1] / inverse[rows + 1, rows + 1, None])
+    def score(penalty: float) -> tuple[_Solution, NDArray[np.floating]]:
+        solution = problem.invert(penalty)
+        diagonal = np.einsum("ij,ij->j", solution.triangle, solution.triangle)
+        diagonal -= np.square(solution.ones) / solution.ones.sum()
+        return solution, one_hot(labels, problem.n_classes) - solution.duals[rows + 1] / diagonal[rows, None]
 
     return _Trial(problem, labels, score)
 
 
 def _choose(
     trial: _Trial, strengths: Sequence[float], on_step: Callable[[], None] | None
-) -> tuple[_Chosen, tuple[Fit, ...]]:
+) -> tuple[_Solution, _Chosen, tuple[Fit, ...]]:
     """Solve at each strength, and keep the one whose held-out scores say most once they have their temperature."""
-    chosen, tried = None, []
+    kept: tuple[_Solution, _Chosen] | None = None
+    tried: list[Fit] = []
     for l2 in strengths:
         started_s = time.perf_counter()
         penalty = l2 * trial.problem.spread
-        inverse, duals = trial.problem.solve(penalty)
-        scores = trial.score(inverse, duals)
+        solution, scores = trial.score(penalty)
         temperature = fit_temperature(scores, trial.labels) if len(scores) else DEFAULT_TEMPERATURE
         accuracy, log_loss = _judge(scores, trial.labels, temperature)
-        if chosen is None or log_loss < min(fit.log_loss for fit in tried):
-            chosen = _Chosen(inverse, duals, penalty, temperature, l2)
+        if kept is None or log_loss < min(fit.log_loss for fit in tried):
+            kept = solution, _Chosen(penalty, temperature, l2)
         tried.append(Fit(l2, accuracy, log_loss, 1, time.perf_counter() - started_s))
         if on_step:
             on_step()
-    assert chosen is not None
-    return chosen, tuple(tried)
+    assert kept is not None
+    return *kept, tuple(tried)
 
 
 def _judge(scores: NDArray[np.floating], labels: NDArray[np.intp], temperature: float) -> tuple[float, float]:
@@ -741,8 +463,7 @@ def _refit(
     n, dim = len(rows), vectors.shape[1]
     if 16 * n**2 + 4 * n * dim <= MAX_BYTES:
         problem = _Problem(_read(vectors, rows), labels[rows], n_classes)
-        inverse, duals = problem.solve(chosen.penalty)
-        ridge = problem.to_ridge(chosen._replace(inverse=inverse, duals=duals))
+        ridge = problem.to_ridge(problem.solve(chosen.penalty), chosen)
         return ridge.to_head(), ridge
     plain = solve_primal(vectors, labels, n_classes, chosen.penalty, rows)
     scale = np.float32(1 / chosen.temperature)
@@ -750,45 +471,16 @@ def _refit(
 
 
 def _accumulate(
-    vectors: NDArray[np.float32],
-    labels: NDArray[np.intp],
-    n_classes: int,
-    rows: NDArray[np.intp],
-    origin: NDArray[np.float32],
+    parts: Iterable[tuple[NDArray[np.float32], NDArray[np.float64]]], dim: int, n_classes: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Sums over rows of ``x x'`` (D, D), its lower triangle, and ``x y'`` (D, C), about the origin, in float64."""
-    dim = len(origin)
+    """Sums over rows of ``x x'`` (D, D), its lower triangle, and ``x y'`` (D, C), in float64."""
     covariance, targets = np.zeros((dim, dim)), np.zeros((dim, n_classes))
-    for part in _chunk(rows):
-        x = _read(vectors, part)
-        x -= origin
-        targets += x.T @ _one_hot(labels[part], n_classes).astype(np.float32)
+    for x, y in parts:
+        targets += x.T @ y.astype(np.float32)
         for start in range(0, dim, _TILE):
             end = start + _TILE
             covariance[start:end, :end] += x[:, start:end].T @ x[:, :end]
     return covariance, targets
-
-
-def _make_head(
-    weights: NDArray[np.float32],
-    intercept: NDArray[np.float64],
-    origin: NDArray[np.float32],
-    temperature: float,
-    l2: float,
-) -> Head:
-    scaled = np.ascontiguousarray(weights / np.float32(temperature), np.float32)
-    bias = intercept / temperature - scaled.astype(np.float64) @ origin.astype(np.float64)
-    return Head(scaled, bias.astype(np.float32), l2)
-
-
-def _wrap(table: NDArray[np.float64]) -> BorderedInverse:
-    return BorderedInverse(table, np.zeros((len(table), 0)), np.zeros(0))
-
-
-def _one_hot(labels: NDArray[np.intp], n_classes: int) -> NDArray[np.float64]:
-    known = np.zeros((len(labels), n_classes))
-    known[np.arange(len(labels)), labels] = 1
-    return known
 
 
 def _chunk(rows: NDArray[np.intp]) -> Iterator[NDArray[np.intp]]:
@@ -798,16 +490,9 @@ def _chunk(rows: NDArray[np.intp]) -> Iterator[NDArray[np.intp]]:
 
 def _read(vectors: NDArray[np.float32], rows: NDArray[np.intp]) -> NDArray[np.float32]:
     """A copy of rows."""
-    part = np.array(vectors[rows], np.float32)
-    _release(vectors)
+    part = np.asarray(vectors[rows], np.float32)
+    release_pages(vectors)
     return part
-
-
-def _release(vectors: NDArray[np.float32]) -> None:
-    """Let the pages of a memory map go: they count as memory of the process."""
-    mapped: object = vectors.base
-    if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED") and not vectors.flags.writeable:
-        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def _check(
@@ -816,11 +501,11 @@ def _check(
     n_classes: int,
     pairs: Sequence[tuple[NDArray[np.intp], NDArray[np.intp]]],
     rows: NDArray[np.intp],
-) -> NDArray[Any]:
+) -> NDArray[np.float64]:
     """What `check_fit` checks, with little memory, and the folds; the sums (N,) of rows tell photos apart later."""
     if vectors.ndim != 2 or labels.shape != vectors.shape[:1]:
         check_fit(vectors, labels, n_classes, rows)
-    sums = _sum_rows(vectors)
+    sums = sum_rows(vectors)
     check_fit(sums[:, None], labels, n_classes, rows)
     for fitted, held_out in pairs:
         if len(np.intersect1d(fitted, held_out)):
@@ -830,31 +515,9 @@ def _check(
     return sums
 
 
-def _sum_rows(vectors: NDArray[np.float32]) -> NDArray[Any]:
-    """Sums (N,), float64, of rows; not finite where the row is not."""
-    sums = np.zeros(len(vectors))
-    with np.errstate(invalid="ignore"):
-        for start in range(0, len(vectors), _CHUNK_ROWS):
-            rows = slice(start, start + _CHUNK_ROWS)
-            sums[rows] = vectors[rows].sum(axis=1, dtype=np.float64)
-            _release(vectors)
-    return sums
-
-
 def _pick_rows(rows: NDArray[np.intp], sums: NDArray[np.float64]) -> NDArray[np.intp]:
     """At most `N_CHOSEN_ON` rows, by a hash of what they hold: the same photos in whatever order they come."""
     if len(rows) <= N_CHOSEN_ON:
         return rows
     hashes = sums[rows].view(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     return rows[np.sort(np.argsort(hashes, kind="stable")[:N_CHOSEN_ON])]
-
-
-def _check_tensors(tensors: Mapping[str, NDArray[np.generic]]) -> None:
-    shape = np.shape(tensors["vectors"]) if "vectors" in tensors else ()
-    n, dim = shape if len(shape) == 2 else (0, 0)
-    single = (1,)
-    wanted = {"origin": (dim,), "vectors": (n, dim), "labels": (n,), "inverse": (n + 1, n + 1)}
-    wanted |= {"penalty": single, "temperature": single, "l2": single}
-    got = {name: np.shape(tensors[name]) if name in tensors else None for name in wanted}
-    if got != wanted or not n:
-        raise ValueError(f"wanted the tensors of a ridge, of shapes {wanted}, got {got}")

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from pomona.head import Fit, Head
 
 SETTINGS_NAME = "args.yaml"
+CHANGES_NAME = "changes.csv"
 RUN_FILES = frozenset(
     {
         MANIFEST_NAME,
@@ -53,9 +54,10 @@ RUN_FILES = frozenset(
         SETTINGS_NAME,
         "audit.csv",
         "report.html",
+        CHANGES_NAME,
     }
 )
-"""All that `write_run` writes; what else lies in a run folder is not ours."""
+"""All that `write_run` and `pomona.teaching` write; what else lies in a run folder is not ours."""
 
 _THUMBNAIL_PX = 240
 _N_REPEATED = 4

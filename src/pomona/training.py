@@ -369,13 +369,17 @@ def _fit_parts(
     chosen_rows = np.flatnonzero((splits == plan.choose_on) & (labels >= 0))
     if plan.choose_on and len(chosen_rows):
         folds = [(train_rows, chosen_rows)]
-        vectors, labels = features.vectors, np.maximum(labels, 0)
     else:
-        groups = features.dataset.groups[train_rows]
-        vectors, labels = features.vectors[train_rows], labels[train_rows]
-        folds = list_folds(labels, groups, seed=seed)
-    on_step = clock.counter(len(RIDGE_STRENGTHS))
-    return fit_ridge(vectors, labels, len(features.dataset.tree), folds, on_step=on_step)
+        parts = list_folds(labels[train_rows], features.dataset.groups[train_rows], seed=seed)
+        folds = [(train_rows[fitted], train_rows[held_out]) for fitted, held_out in parts]
+    return fit_ridge(
+        features.vectors,
+        np.maximum(labels, 0),  # those of no class that is learnt are in none of the rows
+        len(features.dataset.tree),
+        folds,
+        rows=train_rows,
+        on_step=clock.counter(len(RIDGE_STRENGTHS)),
+    )
 
 
 def _keep_learnt(bundle: Bundle, ridge: Ridge | None, dataset: Dataset) -> tuple[str, ...]:

@@ -1,10 +1,11 @@
-"""Make the golden bundle of format 1, its four photos, and what it must answer for them.
+"""Make a small golden bundle of each format, their photos, and what they must answer for them.
 
-In: nothing. Out: bundle-v1/, photos/ and bundle-v1-expected.json beside this file.
-Why: every later version must load this folder and answer the same. So nothing here uses Pomona: the network is written
-node by node, the manifest and its checksum as docs/bundle-format.md has them, and the answers come from numpy.
+In: nothing. Out: bundle-v1/, bundle-v2/, photos/ and bundle-v?-expected.json beside this file.
+Why: every later version must load these folders and answer the same. So nothing here uses Pomona: the networks are
+written node by node, the manifests and their checksums as docs/bundle-format.md has them, and the answers come from
+numpy. The networks are toys with every kind of node that a real one of their format has.
 
-Run once for a format, when it is new: a golden bundle is never made again.
+A golden bundle is never made again: what is there already is left as it is.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -63,32 +65,210 @@ def make_network() -> bytes:
     ).SerializeToString()
 
 
-def make_manifest(files: dict[str, bytes]) -> str:
-    """Content of pomona.json, with the checksum of all its other fields."""
-    content = {
-        "format": 1,
-        "pomona_version": "0.1.0",
-        "created": "2026-01-01T00:00:00+00:00",
-        "classes": [{"name": name, "path": path} for name, path in CLASSES],
-        "preprocessing": {"size_px": SIZE_PX, "fit": "squash", "resample": "bilinear", "offset": 0.0, "scale": 255.0},
-        "backbone": {
-            "name": "half-means",
-            "tag": "golden",
-            "weights_sha256": "0" * 64,
-            "licence": "Apache-2.0",
-            "pooled": ["halves"],
-        },
-        "provenance": {"n_train": 3, "accuracy": 1.0, "option_data": "水果", "option_workers": None, "l2": 0.01},
-        "files": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
-    }
+def write_manifest(content: dict[str, object], files: dict[str, bytes]) -> bytes:
+    """Content of pomona.json, with the hashes of the files and the checksum of all its other fields."""
+    content = content | {"files": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}}
     sealed = json.dumps(content, sort_keys=True, ensure_ascii=False).encode("utf-8")
-    return json.dumps({**content, "checksum": hashlib.sha256(sealed).hexdigest()}, indent=2, ensure_ascii=False) + "\n"
+    whole = {**content, "checksum": hashlib.sha256(sealed).hexdigest()}
+    return (json.dumps(whole, indent=2, ensure_ascii=False) + "\n").encode("utf-8")
+
+
+BACKBONE = {
+    "name": "half-means",
+    "tag": "golden",
+    "weights_sha256": "0" * 64,
+    "licence": "Apache-2.0",
+    "pooled": ["halves"],
+}
+MANIFEST_V1 = {
+    "format": 1,
+    "pomona_version": "0.1.0",
+    "created": "2026-01-01T00:00:00+00:00",
+    "classes": [{"name": name, "path": path} for name, path in CLASSES],
+    "preprocessing": {"size_px": SIZE_PX, "fit": "squash", "resample": "bilinear", "offset": 0.0, "scale": 255.0},
+    "backbone": BACKBONE,
+    "provenance": {"n_train": 3, "accuracy": 1.0, "option_data": "水果", "option_workers": None, "l2": 0.01},
+}
+DECODE_PX = 64
+MANIFEST_V2 = {
+    "format": 2,
+    "pomona_version": "0.1.0",
+    "created": "2026-11-23T00:00:00+00:00",
+    "classes": MANIFEST_V1["classes"],
+    "preprocessing": {
+        "size_px": SIZE_PX,
+        "fit": "squash",
+        "resample": "bilinear",
+        "offset": 127.0,
+        "scale": 128.0,
+        "decode_px": DECODE_PX,
+    },
+    "embedding": {
+        "pooling": "second-order",
+        "mirrored": True,
+        "precision": "int8",
+        "backbones": [BACKBONE | {"name": "patches", "pooled": ["patches"]}],
+    },
+    "provenance": {"n_train": 3, "accuracy": 1.0, "option_data": "水果", "option_effort": "fast", "l2": 0.01},
+}
+
+
+# --- format 2: patches of 4 x 4 pixels in int8, their second moments about nothing, and their averages ----------------
+
+_RANDOM = np.random.default_rng(2)
+PATCH_WEIGHTS = _RANDOM.integers(-63, 64, (8, 3, 4, 4), dtype=np.int8)
+PATCH_STEPS = np.linspace(0.0015, 0.0035, 8, dtype=np.float32)
+PATCH_BIAS = np.linspace(0.5, 2.5, 8, dtype=np.float32)
+AXES = _RANDOM.integers(-63, 64, (6, 8, 1, 1), dtype=np.int8)
+AXES_STEP = np.float32(1 / 64)
+PIXEL_STEP, PIXEL_ZERO = np.float32(1.0001 / 128), np.uint8(127)
+PATCH_STEP, PATCH_ZERO = np.float32(6 / 255), np.uint8(0)
+N_PLACES = SIZE_PX // 4
+_PLACE = (np.arange(N_PLACES) + 0.5) / N_PLACES - 0.5
+_SIDE = np.exp(-np.square(_PLACE / 0.25) / 2)
+WINDOW = np.outer(_SIDE, _SIDE) / np.outer(_SIDE, _SIDE).sum()
+ROWS, COLUMNS = np.triu_indices(len(AXES))
+TWICE = np.where(ROWS == COLUMNS, 1, math.sqrt(2)).astype(np.float32)
+DIM = len(ROWS) + len(PATCH_BIAS)
+
+
+def make_network_v2(weights: np.ndarray, bias: np.ndarray) -> bytes:
+    """Pixels (N, 32, 32, 3) uint8 to probabilities (N, 3) and features (N, 29)."""
+    constants: dict[str, object] = {
+        "backward": np.arange(SIZE_PX - 1, -1, -1),
+        "offset": np.float32(127),
+        "scale": np.float32(1 / 128),
+        "pixel_step": PIXEL_STEP,
+        "pixel_zero": PIXEL_ZERO,
+        "patch_step": PATCH_STEP,
+        "patch_zero": PATCH_ZERO,
+        "weights1": PATCH_WEIGHTS,
+        "steps1": PATCH_STEPS,
+        "zeros1": np.zeros(8, np.int8),
+        "bias1": PATCH_BIAS,
+        "weights2": AXES,
+        "steps2": np.full(6, AXES_STEP),
+        "zeros2": np.zeros(6, np.int8),
+        "least": np.float32(0),
+        "most": np.float32(6),
+        "flat": np.array([0, len(AXES), -1]),
+        "row": np.array([0, -1]),
+        "window": np.sqrt(WINDOW).ravel().astype(np.float32),
+        "triangle": ROWS * len(AXES) + COLUMNS,
+        "twice": TWICE,
+        "places": np.array([2, 3]),
+        "one": np.array([1]),
+        "zero": np.array([0]),
+        "tiny": np.float32(1e-12),
+        "sides": np.array([2, -1, DIM]),
+        "weights": weights,
+        "bias": bias,
+    }
+    steps = [
+        ("Gather", ["pixels", "backward"], "mirror", {"axis": 2}),
+        ("Concat", ["pixels", "mirror"], "both", {"axis": 0}),
+        ("Cast", ["both"], "float", {"to": TensorProto.FLOAT}),
+        ("Transpose", ["float"], "planes", {"perm": [0, 3, 1, 2]}),
+        ("Sub", ["planes", "offset"], "centred", {}),
+        ("Mul", ["centred", "scale"], "scaled", {}),
+        ("QuantizeLinear", ["scaled", "pixel_step", "pixel_zero"], "q1", {}),
+        ("DequantizeLinear", ["q1", "pixel_step", "pixel_zero"], "x1", {}),
+        ("DequantizeLinear", ["weights1", "steps1", "zeros1"], "w1", {"axis": 0}),
+        ("Conv", ["x1", "w1", "bias1"], "c1", {"kernel_shape": [4, 4], "strides": [4, 4]}),
+        ("Clip", ["c1", "least", "most"], "patches", {}),
+        ("QuantizeLinear", ["patches", "patch_step", "patch_zero"], "q2", {}),
+        ("DequantizeLinear", ["q2", "patch_step", "patch_zero"], "x2", {}),
+        ("DequantizeLinear", ["weights2", "steps2", "zeros2"], "w2", {"axis": 0}),
+        ("Conv", ["x2", "w2"], "c2", {"kernel_shape": [1, 1]}),
+        ("Reshape", ["c2", "flat"], "rows", {}),
+        ("Mul", ["rows", "window"], "windowed", {}),
+        ("Transpose", ["windowed"], "columns", {"perm": [0, 2, 1]}),
+        ("MatMul", ["windowed", "columns"], "moments", {}),
+        ("Reshape", ["moments", "row"], "square", {}),
+        ("Gather", ["square", "triangle"], "once", {"axis": 1}),
+        ("Mul", ["once", "twice"], "part1", {}),
+        ("ReduceMean", ["patches", "places"], "part2", {"keepdims": 0}),
+    ]
+    for part in ("part1", "part2"):
+        steps += [
+            ("ReduceL2", [part, "one"], f"{part}.norm", {"keepdims": 1}),
+            ("Max", [f"{part}.norm", "tiny"], f"{part}.length", {}),
+            ("Div", [part, f"{part}.length"], f"{part}.unit", {}),
+        ]
+    steps += [
+        ("Concat", ["part1.unit", "part2.unit"], "sides.flat", {"axis": 1}),
+        ("Reshape", ["sides.flat", "sides"], "sides.apart", {}),
+        ("ReduceMean", ["sides.apart", "zero"], "features", {"keepdims": 0}),
+        ("Gemm", ["features", "weights", "bias"], "logits", {"transB": 1}),
+        ("Softmax", ["logits"], "probabilities", {"axis": 1}),
+    ]
+    graph = helper.make_graph(
+        [helper.make_node(kind, inputs, [output], **options) for kind, inputs, output, options in steps],
+        "pomona",
+        [helper.make_tensor_value_info("pixels", TensorProto.UINT8, ("N", SIZE_PX, SIZE_PX, 3))],
+        [
+            helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ("N", len(CLASSES))),
+            helper.make_tensor_value_info("features", TensorProto.FLOAT, ("N", DIM)),
+        ],
+        initializer=[numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    return helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9, producer_name="pomona"
+    ).SerializeToString()
+
+
+def embed_v2(pixels: np.ndarray) -> np.ndarray:
+    """Features (29,) of pixels (32, 32, 3), in float64."""
+    return np.mean([_embed_side(pixels), _embed_side(pixels[:, ::-1])], axis=0)
+
+
+def _embed_side(pixels: np.ndarray) -> np.ndarray:
+    scaled = (pixels.astype(np.float64) - 127) / 128
+    x = (np.clip(np.rint(scaled / PIXEL_STEP) + PIXEL_ZERO, 0, 255) - PIXEL_ZERO) * PIXEL_STEP
+    cut = x.reshape(N_PLACES, 4, N_PLACES, 4, 3)
+    weights = PATCH_WEIGHTS * PATCH_STEPS[:, None, None, None].astype(np.float64)
+    patches = np.clip(np.einsum("hawbc,kcab->khw", cut, weights) + PATCH_BIAS[:, None, None], 0, 6)
+    rounded = np.clip(np.rint(patches / PATCH_STEP), 0, 255) * PATCH_STEP
+    z = np.einsum("kc,chw->khw", AXES[:, :, 0, 0] * float(AXES_STEP), rounded)
+    moments = np.einsum("khw,lhw,hw->kl", z, z, WINDOW)[ROWS, COLUMNS] * TWICE
+    averages = patches.mean(axis=(1, 2))
+    return np.concatenate([moments / np.linalg.norm(moments), averages / np.linalg.norm(averages)])
+
+
+def read_v2(photo: bytes) -> np.ndarray:
+    """Pixels (32, 32, 3): JPEG at the smallest fraction that leaves both sides `DECODE_PX` long."""
+    picture = Image.open(io.BytesIO(photo))
+    fits = [n for n in (8, 4, 2) if min(math.ceil(side / n) for side in picture.size) >= DECODE_PX]
+    if picture.format == "JPEG" and fits:
+        picture.draft("RGB", tuple(math.ceil(side / fits[0]) for side in picture.size))
+    picture = ImageOps.exif_transpose(picture).convert("RGB")
+    return np.asarray(picture.resize((SIZE_PX, SIZE_PX), Image.Resampling.BILINEAR))
+
+
+def make_bundle_v2(photos: dict[str, bytes]) -> tuple[dict[str, bytes], dict[str, object]]:
+    """Files of the bundle of format 2, and what it must answer; its head is made from three of the photos."""
+    features = {name: embed_v2(read_v2(data)) for name, data in photos.items()}
+    learnt = np.stack([features[name] for name in ("red.png", "green.png", "yellow.jpg")])
+    weights = (40 * (learnt - learnt.mean(axis=0))).astype(np.float32)
+    bias = -(weights.astype(np.float64) @ learnt.mean(axis=0)).astype(np.float32)
+    hashes = sorted(hashlib.sha256(photos[name]).hexdigest() for name in ("red.png", "green.png", "yellow.jpg"))
+    files = {
+        "model.onnx": make_network_v2(weights, bias),
+        "head.safetensors": save({"weights": weights, "bias": bias}),
+        "train_photos.txt": "".join(f"{one}\n" for one in hashes).encode("ascii"),
+    }
+    files["pomona.json"] = write_manifest(MANIFEST_V2, files)
+    return files, {name: answer(weights.astype(float) @ vector + bias) for name, vector in features.items()}
 
 
 def make_photos() -> dict[str, bytes]:
-    """Four small photos: plain and transparent PNG, JPEG, and a JPEG that stands on its head."""
+    """Plain and transparent PNG, JPEG, a JPEG that stands on its head, and one large enough for half of it to do."""
     ramp = np.linspace(0, 1, 40)[:, None, None] * np.ones((1, 48, 1))
     red_over_green = (200, 30, 40) * (1 - ramp) + (60, 170, 50) * ramp
+    down, across = np.mgrid[0:160, 0:200] / 8
+    leaves = np.stack(
+        [120 + 90 * np.sin(across + down / 3), 150 + 80 * np.cos(down * across / 9), 40 + 3 * down], axis=2
+    )
     upside_down = Image.Exif()
     upside_down[274] = 3
     pictures = {
@@ -96,6 +276,7 @@ def make_photos() -> dict[str, bytes]:
         "green.png": (Image.new("RGBA", (20, 24), (96, 168, 48, 255)), {}),
         "yellow.jpg": (Image.new("RGB", (48, 32), (240, 210, 40)), {"quality": 92}),
         "turned.jpg": (Image.fromarray(red_over_green.round().astype(np.uint8)), {"quality": 90, "exif": upside_down}),
+        "large.jpg": (Image.fromarray(leaves.round().astype(np.uint8)), {"quality": 80}),
     }
     photos = {}
     for name, (picture, options) in pictures.items():
@@ -105,28 +286,44 @@ def make_photos() -> dict[str, bytes]:
     return photos
 
 
-def answer(photo: bytes) -> dict[str, object]:
-    """What the bundle must say, computed with Pillow and numpy alone."""
-    picture = ImageOps.exif_transpose(Image.open(io.BytesIO(photo))).convert("RGB")
-    pixels = np.asarray(picture.resize((SIZE_PX, SIZE_PX), Image.Resampling.BILINEAR), np.float64) / 255
-    features = np.concatenate([half.mean(axis=(0, 1)) for half in np.split(pixels, 2)])
-    logits = WEIGHTS.astype(np.float64) @ features + BIAS
+def answer(logits: np.ndarray) -> dict[str, object]:
+    """What a bundle must say, from its logits (3,)."""
     shares = np.exp(logits - logits.max())
     shares /= shares.sum()
     return {"label": CLASSES[int(shares.argmax())][0], "probabilities": [round(float(share), 9) for share in shares]}
 
 
-def main() -> None:
-    """Write everything."""
+def find_logits_v1(photo: bytes) -> np.ndarray:
+    """Logits (3,) of the bundle of format 1, computed with Pillow and numpy alone."""
+    picture = ImageOps.exif_transpose(Image.open(io.BytesIO(photo))).convert("RGB")
+    pixels = np.asarray(picture.resize((SIZE_PX, SIZE_PX), Image.Resampling.BILINEAR), np.float64) / 255
+    features = np.concatenate([half.mean(axis=(0, 1)) for half in np.split(pixels, 2)])
+    return WEIGHTS.astype(np.float64) @ features + BIAS
+
+
+def make_bundle_v1(photos: dict[str, bytes]) -> tuple[dict[str, bytes], dict[str, object]]:
+    """Files of the bundle of format 1, and what it must answer."""
     files = {"model.onnx": make_network(), "head.safetensors": save({"weights": WEIGHTS, "bias": BIAS})}
-    photos = make_photos()
-    for folder, contents in (("bundle-v1", files), ("photos", photos)):
-        (HERE / folder).mkdir(exist_ok=True)
-        for name, data in contents.items():
-            (HERE / folder / name).write_bytes(data)
-    (HERE / "bundle-v1" / "pomona.json").write_text(make_manifest(files), encoding="utf-8", newline="\n")
-    expected = json.dumps({name: answer(data) for name, data in photos.items()}, indent=2, ensure_ascii=False)
-    (HERE / "bundle-v1-expected.json").write_text(expected + "\n", encoding="utf-8", newline="\n")
+    files["pomona.json"] = write_manifest(MANIFEST_V1, files)
+    return files, {name: answer(find_logits_v1(data)) for name, data in photos.items() if name != "large.jpg"}
+
+
+def main() -> None:
+    """Write what is not there yet."""
+    (HERE / "photos").mkdir(exist_ok=True)
+    for name, data in make_photos().items():
+        if not (HERE / "photos" / name).exists():
+            (HERE / "photos" / name).write_bytes(data)
+    photos = {name: (HERE / "photos" / name).read_bytes() for name in make_photos()}
+    for name, make in (("bundle-v1", make_bundle_v1), ("bundle-v2", make_bundle_v2)):
+        if (HERE / name).exists():
+            continue
+        (HERE / name).mkdir()
+        files, answers = make(photos)
+        for file, data in files.items():
+            (HERE / name / file).write_bytes(data)
+        expected = json.dumps(answers, indent=2, ensure_ascii=False)
+        (HERE / f"{name}-expected.json").write_text(expected + "\n", encoding="utf-8", newline="\n")
 
 
 if __name__ == "__main__":
