@@ -315,6 +315,7 @@ class VectorCache:
             raise sqlite3.DatabaseError("wanted a file, got something else")
         connection = sqlite3.connect(self.path, timeout=60)
         try:
+            connection.execute("PRAGMA page_size=16384")  # of a new file: a vector takes several pages
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=NORMAL")
             connection.execute("CREATE TABLE IF NOT EXISTS vectors (sha256 BLOB PRIMARY KEY, vector BLOB, crc INTEGER)")

@@ -52,7 +52,7 @@ __all__ = [
     "solve_primal",
 ]
 
-RIDGE_STRENGTHS: tuple[float, ...] = (3e-2, 1e-2, 3e-3, 1e-3)
+RIDGE_STRENGTHS: tuple[float, ...] = (3e-2, 1e-2, 3e-3)
 """Strengths tried, strongest first: the penalty as a share of the mean squared distance of photos from their mean."""
 
 MIN_STRENGTH = 1e-4
