@@ -124,7 +124,7 @@ def test_large_photos_are_seen_as_training_sees_them(
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(photo).resize((2000, 1500), Image.Resampling.NEAREST).save(path, quality=85)
     classifier = make_classifier().fit(files, ["a", "b", "a", "b"])
-    assert classifier.embedding_.preprocessing.decode_px == 128
+    assert classifier.embedding_.preprocessing.decode_px == 64
     found, _ = classifier._embed(files)
     # In another cache, or one would be the copy of the other.
     monkeypatch.setenv("POMONA_CACHE", str(tmp_path / "cache"))

@@ -176,7 +176,7 @@ def test_leaving_out_each_photo_is_as_refits_without_it() -> None:
     np.testing.assert_allclose(trial.score(penalty)[1], wanted, atol=3e-4)
     head, tried, ridge = fit_ridge(vectors, labels, 5)
     assert ridge is not None
-    assert (head.l2, tried) == (RIDGE_STRENGTHS[2], ())
+    assert (head.l2, tried) == (RIDGE_STRENGTHS[1], ())
     wanted, _ = score_by_refits(vectors, labels, 5, folds, ridge.penalty)
     assert ridge.temperature == pytest.approx(fit_temperature(wanted, known), rel=1e-2)
 

@@ -254,7 +254,7 @@ def test_large_photos_are_seen_alike_by_training_and_predicting(rendered: Path, 
             small.resize((2000, 1500 + i), Image.Resampling.NEAREST).save(path, quality=85)
     result = _train(tmp_path / "data", tmp_path / "run")
     preprocessing = result.bundle.preprocessing
-    assert preprocessing.decode_px == 128  # so 2000 x 1500 is decoded at 1/8
+    assert preprocessing.decode_px == 64  # so 2000 x 1500 is decoded at 1/8
     data = next((tmp_path / "data").rglob("*.jpg")).read_bytes()
     assert not np.array_equal(preprocessing.read(data), replace(preprocessing, decode_px=None).read(data))
     bundle = load_bundle(tmp_path / "run")

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from pomona.bundle import Bundle, Manifest
 
-N_KEPT = 8
+N_KEPT = 64
 """States of recognisers that the cache keeps, those used last."""
 
 MAX_KEPT_BYTES = 2_000_000_000
