@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 import pytest
 
+from pomona.samples import KINDS, SampleOptions, write_samples
+
 ROOT = Path(__file__).parents[1]
 LANGUAGES = ("README.md", "README.zh.md")
 FLOWS = ("docs/flow.md", "docs/zh/flow.md")
@@ -59,6 +61,7 @@ def home(rendered: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for i, path in enumerate(sorted(rendered.rglob("*.jpg"))[::8]):
         shutil.copy(path, folder / "new-photos" / f"{i}.jpg")
     shutil.copy(folder / "new-photos" / "0.jpg", folder / "basket.jpg")
+    write_samples(folder / "kiwi-photos", SampleOptions(n_per_kind=4, kinds=KINDS[7:8], size_px=72, n_workers=1))
     (folder / "bin").mkdir()
     shim = folder / "bin" / "pomona"
     shim.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m pomona "$@"\n', encoding="utf-8")
