@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pomona.clock import Stage
 from pomona.errors import StorageError
 from pomona.evaluation import Evaluation, evaluate, mistakes
 from pomona.head import Fit
-from pomona.report import ClassCount, MistakeCard, ReportData, Stage, draw_confusion, write_report
+from pomona.report import ClassCount, MistakeCard, ReportData, draw_confusion, write_report
 
 if TYPE_CHECKING:
     from pathlib import Path

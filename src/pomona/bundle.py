@@ -425,7 +425,7 @@ def write_bundle(
     from pomona import __version__
 
     model = build_model(load_network(embedding), head)
-    tensors = _save_tensors({"weights": head.weights, "bias": head.bias})
+    tensors = save_tensors({"weights": head.weights, "bias": head.bias})
     contents = {MODEL_NAME: model, HEAD_NAME: tensors}
     if learnt_from is not None:
         contents[LEARNT_NAME] = "".join(f"{sha256}\n" for sha256 in sorted(learnt_from)).encode("ascii")
@@ -459,7 +459,8 @@ def write_bundle(
     return Bundle(folder, manifest)
 
 
-def _save_tensors(tensors: dict[str, NDArray[np.float32]]) -> bytes:
+def save_tensors(tensors: dict[str, NDArray[np.float32]]) -> bytes:
+    """Content of a safetensors file."""
     try:
         from safetensors.numpy import save
     except ImportError as error:

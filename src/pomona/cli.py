@@ -29,10 +29,11 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from pomona.bundle import Prediction
+    from pomona.clock import Progress
     from pomona.effort import Forecast
     from pomona.evaluation import Evaluation, Metric
     from pomona.teaching import TeachResult
-    from pomona.training import Progress, TrainResult
+    from pomona.training import TrainResult
 
 EXIT_DATA, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 

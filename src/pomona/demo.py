@@ -19,7 +19,8 @@ from pomona.training import TrainOptions, train
 
 if TYPE_CHECKING:
     from pomona.bundle import Prediction
-    from pomona.training import Progress, TrainResult
+    from pomona.clock import Progress
+    from pomona.training import TrainResult
 
 N_KINDS = 12
 _SHOWN = ("Banana", "Strawberry", "Kiwi", "Lemon")  # one photo of each, and last one that is not a fruit

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL import Image, ImageDraw, ImageFont
 
+    from pomona.clock import Stage
     from pomona.evaluation import ClassRow, Evaluation, Metric
     from pomona.head import Fit
 
@@ -103,25 +104,6 @@ class MistakeCard:
     was: str
     score: float
     thumbnail_jpeg: bytes | None = None
-
-
-@dataclass(frozen=True)
-class Stage:
-    """How long one step took.
-
-    Parameters
-    ----------
-    name : str
-        What was done.
-    seconds : float
-        Wall time.
-    n_photos : int or None
-        Photos it went through, where that makes a rate.
-    """
-
-    name: str
-    seconds: float
-    n_photos: int | None = None
 
 
 @dataclass(frozen=True)

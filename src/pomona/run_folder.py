@@ -20,12 +20,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pomona.bundle import HEAD_NAME, LEARNT_NAME, MODEL_NAME, write_bundle
+from pomona.clock import Stage
 from pomona.errors import BundleError, PhotoError
 from pomona.evaluation import mistakes
 from pomona.features import read_unchanged
 from pomona.files import MANIFEST_NAME, write_atomic
 from pomona.photo import decode_photo
-from pomona.report import N_CARDS, ClassCount, MistakeCard, ReportData, Stage, draw_confusion, write_report
+from pomona.report import N_CARDS, ClassCount, MistakeCard, ReportData, draw_confusion, write_report
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -13,8 +13,6 @@ import difflib
 import io
 import os
 import shutil
-import time
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,8 +29,10 @@ from pomona.bundle import (
     ClassEntry,
     load_bundle,
     parse_manifest,
+    save_tensors,
 )
 from pomona.class_tree import ClassTree, show_text, split_label
+from pomona.clock import Clock
 from pomona.dataset import Skipped, find_photos
 from pomona.engine import is_finite
 from pomona.errors import (
@@ -48,20 +48,18 @@ from pomona.features import read_unchanged
 from pomona.files import MANIFEST_NAME, hash_bytes, new_folder, storage_errors, write_atomic
 from pomona.learnt import Learnt, is_too_many, load_learnt, save_learnt
 from pomona.photo import read_photo_bytes
-from pomona.report import Stage
 from pomona.ridge import MAX_BYTES
 from pomona.run_folder import CHANGES_NAME, write_csv
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
     from pomona.bundle import Manifest
+    from pomona.clock import Progress, Stage
     from pomona.head import Head
     from pomona.ridge import Ridge
-
-    Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -180,7 +178,7 @@ def add_class(
     StorageError
         If a file cannot be written; the recogniser is then as it was.
     """
-    steps = _Steps(on_progress)
+    steps = Clock(on_progress)
     with steps.step("load"):
         bundle = load_bundle(run, n_workers=n_workers)
         path = split_label(name)
@@ -239,7 +237,7 @@ def remove_class(run: str | Path, name: str, *, on_progress: Progress | None = N
     StorageError
         If a file cannot be written; the recogniser is then as it was.
     """
-    steps = _Steps(on_progress)
+    steps = Clock(on_progress)
     with steps.step("load"):
         bundle = load_bundle(run)
         number = _find_class(bundle.tree, name)
@@ -351,7 +349,7 @@ def _replace_bundle(
         model = (bundle.folder / MODEL_NAME).read_bytes()
     contents = {
         MODEL_NAME: replace_head(model, head),
-        HEAD_NAME: _save_head(head),
+        HEAD_NAME: save_tensors({"weights": head.weights, "bias": head.bias}),
         LEARNT_NAME: "".join(f"{sha256}\n" for sha256 in sorted(set(learnt.photos.tolist()))).encode("ascii"),
     }
     manifest = _renew_manifest(bundle.manifest, tree, now, len(learnt.photos), contents)
@@ -453,33 +451,3 @@ def replace_head(model: bytes, head: Head) -> bytes:
         place.CopyFrom(numpy_helper.from_array(tensors[name], name))
     outputs[0].type.tensor_type.shape.dim[1].dim_value = len(head.bias)
     return bytes(graph.SerializeToString())
-
-
-def _save_head(head: Head) -> bytes:
-    try:
-        from safetensors.numpy import save
-    except ImportError as error:
-        raise MissingPackageError("safetensors", "train", "to write a bundle") from error
-    return bytes(save({"weights": head.weights, "bias": head.bias}))
-
-
-class _Steps:
-    """Times the steps, and passes their progress on."""
-
-    def __init__(self, on_progress: Progress | None) -> None:
-        self.stages: list[Stage] = []
-        self._on_progress = on_progress
-        self._step = ""
-
-    @contextmanager
-    def step(self, name: str, n_photos: int | None = None) -> Iterator[None]:
-        self._step = name
-        self.count(0, 0)
-        started_s = time.perf_counter()
-        yield
-        self.stages.append(Stage(name, time.perf_counter() - started_s, n_photos))
-        self.count(1, 1)
-
-    def count(self, n_done: int, n_total: int) -> None:
-        if self._on_progress:
-            self._on_progress(self._step, n_done, n_total)

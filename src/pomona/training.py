@@ -9,8 +9,6 @@ from __future__ import annotations
 import glob
 import itertools
 import os
-import time
-from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, get_args
@@ -20,6 +18,7 @@ import numpy as np
 from pomona.backbone import BackboneName  # noqa: TC001 - the command line reads the hints
 from pomona.bundle import list_levels
 from pomona.class_tree import show_text
+from pomona.clock import Clock
 from pomona.dataset import ClassTree, Dataset, Split, iter_folds, load_dataset, split_dataset
 from pomona.effort import Effort, choose_effort, forecast, measure_machine, parse_time, plan_embedding
 from pomona.errors import DataError, NotFiniteError, OptionError, StorageError
@@ -27,23 +26,21 @@ from pomona.evaluation import evaluate
 from pomona.features import Features, extract_features, list_missing
 from pomona.files import MANIFEST_NAME, SYSTEM_FILES, new_folder, storage_errors
 from pomona.learnt import Learnt, save_learnt
-from pomona.report import Stage
 from pomona.ridge import RIDGE_STRENGTHS, fit_ridge
 from pomona.run_folder import RUN_FILES, Run, read_setting, write_run
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
     from pomona.bundle import Bundle
+    from pomona.clock import Progress, Stage
     from pomona.effort import Forecast
     from pomona.embedding import Embedding
     from pomona.evaluation import Evaluation
     from pomona.head import Fit, Head
     from pomona.ridge import Ridge
-
-    Progress = Callable[[str, int, int], None]
 
 N_FOLDS = 5
 _FEW_PHOTOS = 100  # below this the interval of an accuracy is wider than about 15 points
@@ -171,7 +168,7 @@ def train(
     """
     options = options.resolve()
     output = _check_output(options)
-    clock = _Clock(on_progress)
+    clock = Clock(on_progress)
 
     with clock.step("read"):
         dataset, plan = plan_parts(load_dataset(options.data, on_photo=clock.count), options.val_share, options.seed)
@@ -239,7 +236,7 @@ def _plan_effort(
 
 
 def _extract_features(
-    dataset: Dataset, embedding: Embedding, n_workers: int | None, clock: _Clock
+    dataset: Dataset, embedding: Embedding, n_workers: int | None, clock: Clock
 ) -> tuple[Features, Embedding, tuple[str, ...]]:
     """Features of all photos; in float32 where a quantised network gives no numbers."""
     try:
@@ -361,7 +358,7 @@ def drop_empty_classes(features: Features) -> tuple[Features, tuple[str, ...]]:
 
 
 def _fit_parts(
-    features: Features, plan: PartPlan, seed: int, clock: _Clock
+    features: Features, plan: PartPlan, seed: int, clock: Clock
 ) -> tuple[Head, tuple[Fit, ...], Ridge | None]:
     labels = features.dataset.labels
     splits = np.array([photo.split for photo in features.dataset.photos])
@@ -558,35 +555,3 @@ def _check_place(output: Path) -> None:
             f"{output}: an older run stands there, and beside it what is no part of a run: "
             f"{show_text(_name_some(foreign))}; move that away, or choose another --output"
         )
-
-
-class _Clock:
-    """Times the steps, and passes their progress on."""
-
-    def __init__(self, on_progress: Progress | None) -> None:
-        self.stages: list[Stage] = []
-        self._on_progress = on_progress
-        self._step = ""
-
-    @contextmanager
-    def step(self, name: str, n_photos: int | None = None) -> Iterator[None]:
-        self._step = name
-        self.count(0, 0)
-        started_s = time.perf_counter()
-        yield
-        self.stages.append(Stage(name, time.perf_counter() - started_s, n_photos))
-        self.count(1, 1)
-
-    def count(self, n_done: int, n_total: int) -> None:
-        if self._on_progress:
-            self._on_progress(self._step, n_done, n_total)
-
-    def counter(self, n_total: int) -> Callable[[], None]:
-        n_done = 0
-
-        def advance() -> None:
-            nonlocal n_done
-            n_done += 1
-            self.count(n_done, n_total)
-
-        return advance
