@@ -23,7 +23,7 @@ from pomona.dataset import ClassTree, Dataset, Split, iter_folds, load_dataset, 
 from pomona.effort import Effort, choose_effort, forecast, measure_machine, parse_time, plan_embedding
 from pomona.errors import DataError, NotFiniteError, OptionError, StorageError
 from pomona.evaluation import evaluate
-from pomona.features import Features, extract_features, list_missing
+from pomona.features import Features, extract_features, list_missing, release_pages
 from pomona.files import MANIFEST_NAME, SYSTEM_FILES, new_folder, storage_errors
 from pomona.learnt import Learnt, save_learnt
 from pomona.ridge import RIDGE_STRENGTHS, fit_ridge
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from pomona.ridge import Ridge
 
 N_FOLDS = 5
+_ROWS_PER_PART = 4096
 _FEW_PHOTOS = 100  # below this the interval of an accuracy is wider than about 15 points
 
 
@@ -337,7 +338,7 @@ def drop_empty_classes(features: Features) -> tuple[Features, tuple[str, ...]]:
     """
     dataset = features.dataset
     tree = dataset.tree
-    counts = np.bincount(features.part("train").dataset.labels, minlength=len(tree))
+    counts = np.bincount(dataset.part("train").labels, minlength=len(tree))
     kept = [c for c in range(len(tree)) if counts[c]]
     if len(kept) == len(tree):
         return features, ()
@@ -423,13 +424,17 @@ def list_folds(
 
 
 def _score_part(features: Features, split: Split, head: Head) -> tuple[Dataset, NDArray[np.float32], Evaluation]:
-    part = features.part(split)
-    rows = np.flatnonzero(part.dataset.labels >= 0)
-    if not len(rows):
-        raise DataError(f"{part.dataset.shown}: no photo of the {split} part is usable and of a class that train has")
-    photos = tuple(part.dataset.photos[row] for row in rows)
-    dataset = replace(part.dataset, photos=photos)
-    probabilities = head.predict_proba(part.vectors[rows])
+    rows = [i for i, photo in enumerate(features.dataset.photos) if photo.split == split and photo.label >= 0]
+    if not rows:
+        raise DataError(
+            f"{features.dataset.shown}: no photo of the {split} part is usable and of a class that train has"
+        )
+    dataset = replace(features.dataset, photos=tuple(features.dataset.photos[row] for row in rows))
+    parts = []
+    for start in range(0, len(rows), _ROWS_PER_PART):  # by parts: a table of many photos is in a file, and stays there
+        parts.append(head.predict_proba(features.vectors[rows[start : start + _ROWS_PER_PART]]))
+        release_pages(features.vectors)
+    probabilities = np.concatenate(parts)
     tree = dataset.tree
     evaluation = evaluate(
         probabilities, dataset.labels, classes=tree.names, levels=list_levels(tree), groups=dataset.groups
