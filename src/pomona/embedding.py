@@ -10,7 +10,6 @@ scales ship with the package), so features are computed once, whatever is learnt
 from __future__ import annotations
 
 import functools
-import importlib.util
 import math
 from dataclasses import asdict, dataclass
 from importlib import resources
@@ -267,8 +266,6 @@ def build_network(embedding: Embedding) -> bytes:
     BackboneError
         If the weights are not those that are pinned, or shipped ranges or statistics cannot be used.
     """
-    if importlib.util.find_spec("onnx") is None:
-        raise MissingPackageError("onnx", "train", "to write a network")
     graph = GraphWriter() if embedding.precision == "f32" else Int8Writer()
     size_px = embedding.preprocessing.size_px
     pixels = "pixels"

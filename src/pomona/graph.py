@@ -6,10 +6,12 @@ Why: one walk over an architecture writes it in either precision, and every tens
 
 from __future__ import annotations
 
+import importlib.util
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from pomona.errors import MissingPackageError
 from pomona.int8 import RELU6, Range, expect_relu6, find_step, round_weight
 
 if TYPE_CHECKING:
@@ -43,9 +45,17 @@ class Convolution(NamedTuple):
 
 
 class GraphWriter:
-    """Collects ONNX nodes; each method returns the name of the tensor it adds."""
+    """Collects ONNX nodes; each method returns the name of the tensor it adds.
+
+    Raises
+    ------
+    MissingPackageError
+        If onnx is not installed.
+    """
 
     def __init__(self) -> None:
+        if importlib.util.find_spec("onnx") is None:
+            raise MissingPackageError("onnx", "train", "to write a network")
         self.nodes: list[Any] = []
         self.constants: dict[str, Any] = {}
         self.prefix = ""
