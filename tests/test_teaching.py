@@ -335,14 +335,14 @@ def test_missing_state_says_where_it_was_wanted(run: Path, berries: Path, monkey
     with pytest.raises(BundleError, match=r"run: wanted what it learnt from in the cache .*learnt, got nothing"):
         add_class(run, "Grapes", berries / "Grapes")
     monkeypatch.setattr(pomona.learnt, "N_CHOSEN_ON", 3)
-    monkeypatch.setattr(pomona.learnt, "MAX_BYTES", 1000)
+    monkeypatch.setattr("pomona.ridge.MAX_BYTES", 1000)
     with pytest.raises(FitError, match=r"learnt from \d\d photos of .* numbers, more than fit"):
         add_class(run, "Grapes", berries / "Grapes")
 
 
 def test_too_many_photos_in_all_are_refused(run: Path, berries: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pomona.learnt, "N_CHOSEN_ON", 24)
-    monkeypatch.setattr(pomona.learnt, "MAX_BYTES", 1000)
+    monkeypatch.setattr("pomona.ridge.MAX_BYTES", 1000)
     with pytest.raises(FitError, match="train again with these photos too"):
         add_class(run, "Grapes", berries / "Grapes")
 

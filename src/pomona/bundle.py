@@ -428,14 +428,14 @@ def write_bundle(
     tensors = save_tensors({"weights": head.weights, "bias": head.bias})
     contents = {MODEL_NAME: model, HEAD_NAME: tensors}
     if learnt_from is not None:
-        contents[LEARNT_NAME] = "".join(f"{sha256}\n" for sha256 in sorted(learnt_from)).encode("ascii")
+        contents[LEARNT_NAME] = list_learnt(learnt_from)
     for name, content in contents.items():
         write_atomic(folder / name, content)
     manifest = Manifest(
         format=BUNDLE_FORMAT,
         pomona_version=__version__,
         created=created,
-        classes=tuple(ClassEntry(name=n, path=p) for n, p in zip(tree.names, tree.paths, strict=True)),
+        classes=list_classes(tree),
         preprocessing=PreprocessingEntry(**asdict(embedding.preprocessing)),
         embedding=EmbeddingEntry(
             pooling=embedding.pooling,
@@ -457,6 +457,16 @@ def write_bundle(
     ).seal()
     write_atomic(folder / MANIFEST_NAME, manifest.model_dump_json(indent=2) + "\n")
     return Bundle(folder, manifest)
+
+
+def list_classes(tree: ClassTree) -> tuple[ClassEntry, ...]:
+    """Classes as the manifest holds them."""
+    return tuple(ClassEntry(name=name, path=path) for name, path in zip(tree.names, tree.paths, strict=True))
+
+
+def list_learnt(hashes: Iterable[str]) -> bytes:
+    """Content of the file that names the photos learnt from, one hash a line, sorted."""
+    return "".join(f"{sha256}\n" for sha256 in sorted(hashes)).encode("ascii")
 
 
 def save_tensors(tensors: dict[str, NDArray[np.float32]]) -> bytes:

@@ -24,7 +24,7 @@ import numpy as np
 from pomona.bundle import HEAD_NAME
 from pomona.errors import BundleError, FitError
 from pomona.files import cache_folder, hash_bytes, make_folder, new_folder, storage_errors, write_atomic
-from pomona.ridge import MAX_BYTES, N_CHOSEN_ON, BorderedInverse, FactoredTable, Ridge
+from pomona.ridge import MAX_BYTES, N_CHOSEN_ON, BorderedInverse, FactoredTable, Ridge, fits_kernel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -182,7 +182,7 @@ def _say_missing(bundle: Bundle, cache: Path) -> BundleError | FitError:
 
 def is_too_many(n_photos: int, dim: int) -> bool:
     """Whether `pomona.ridge.fit_ridge` would give no state."""
-    return n_photos > N_CHOSEN_ON and 16 * n_photos**2 + 4 * n_photos * dim > MAX_BYTES
+    return n_photos > N_CHOSEN_ON and not fits_kernel(n_photos, dim)
 
 
 def _read_dim(path: Path) -> int:

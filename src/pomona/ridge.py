@@ -456,12 +456,17 @@ def _judge(scores: NDArray[np.floating], labels: NDArray[np.intp], temperature: 
     return float((scores.argmax(axis=1) == labels).mean()), float(-np.log(np.maximum(right, 1e-12)).mean())
 
 
+def fits_kernel(n_photos: int, dim: int) -> bool:
+    """Whether the kernel of photos and their features fit in `MAX_BYTES`, so that their head can learn on."""
+    return 16 * n_photos**2 + 4 * n_photos * dim <= MAX_BYTES
+
+
 def _refit(
     vectors: NDArray[np.float32], labels: NDArray[np.intp], n_classes: int, rows: NDArray[np.intp], chosen: _Chosen
 ) -> tuple[Head, Ridge | None]:
     """Fit on all rows what was chosen on some: through the kernel where there is room, to be able to learn on."""
     n, dim = len(rows), vectors.shape[1]
-    if 16 * n**2 + 4 * n * dim <= MAX_BYTES:
+    if fits_kernel(n, dim):
         problem = _Problem(_read(vectors, rows), labels[rows], n_classes)
         ridge = problem.to_ridge(problem.solve(chosen.penalty), chosen)
         return ridge.to_head(), ridge

@@ -26,7 +26,8 @@ from pomona.bundle import (
     LEARNT_NAME,
     MODEL_NAME,
     Bundle,
-    ClassEntry,
+    list_classes,
+    list_learnt,
     load_bundle,
     parse_manifest,
     save_tensors,
@@ -350,7 +351,7 @@ def _replace_bundle(
     contents = {
         MODEL_NAME: replace_head(model, head),
         HEAD_NAME: save_tensors({"weights": head.weights, "bias": head.bias}),
-        LEARNT_NAME: "".join(f"{sha256}\n" for sha256 in sorted(set(learnt.photos.tolist()))).encode("ascii"),
+        LEARNT_NAME: list_learnt(set(learnt.photos.tolist())),
     }
     manifest = _renew_manifest(bundle.manifest, tree, now, len(learnt.photos), contents)
     with new_folder(bundle.folder) as folder:
@@ -382,7 +383,7 @@ def _renew_manifest(
             "format": BUNDLE_FORMAT,
             "pomona_version": __version__,
             "created": now,
-            "classes": tuple(ClassEntry(name=n, path=p) for n, p in zip(tree.names, tree.paths, strict=True)),
+            "classes": list_classes(tree),
             "provenance": {**manifest.provenance, **counts},
             "files": {name: hash_bytes(content) for name, content in contents.items()},
         }
