@@ -1,4 +1,4 @@
-"""Sessions for those who like nox better than make; both install exactly what requirements.lock names."""
+"""Sessions for those who like nox better than make; both install what requirements.lock names, `peers` aside."""
 
 import nox
 
@@ -47,6 +47,11 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def peers(session: nox.Session) -> None:
-    """The same photos with fastai and timm: several GB of packages, half an hour, only when asked for by name."""
+    """Networks of torchvision and timm, then the same photos with fastai and timm; only when asked for by name.
+
+    Several GB of packages, half an hour. Both cannot be in the lock: torchvision needs a torch of its own build.
+    """
     session.install("--requirement", "bench/peers/requirements.txt")
+    session.install("--no-deps", "--no-build-isolation", "--editable", ".")
+    session.run("pytest", "tests/test_pretrained.py", "tests/test_layers.py", "tests/test_catalogue.py")
     session.run("python", "bench/peers/run.py", *session.posargs)

@@ -13,7 +13,16 @@ import numpy as np
 import pytest
 
 from pomona import backbone as backbone_module
-from pomona.backbone import BACKBONES, Backbone, Preprocessing, find_backbone, list_blocks, load_weights
+from pomona.backbone import (
+    BACKBONES,
+    Backbone,
+    Preprocessing,
+    choose_layer,
+    find_backbone,
+    list_blocks,
+    list_layers,
+    load_weights,
+)
 from pomona.embedding import Embedding, build_network, load_network
 from pomona.engine import Engine
 from pomona.errors import BackboneError, MissingPackageError, OptionError
@@ -100,7 +109,7 @@ def test_a_name_brings_all_that_travels_with_it(backbone: Backbone) -> None:
 
 
 def test_an_unknown_name_or_size_is_an_option_error() -> None:
-    with pytest.raises(OptionError, match="backbone: wanted one of lite0, lite1, lite2, got 'resnet50'"):
+    with pytest.raises(OptionError, match=r"wanted one of lite0, lite1, lite2, torchvision:NAME, .*, got 'resnet50'"):
         find_backbone("resnet50")
     for size_px in (0, -224, 63, 1025):
         with pytest.raises(OptionError, match=f"imgsz: wanted 64 to 1024 pixels, got {size_px}"):
@@ -120,6 +129,22 @@ def test_multiplications_are_those_of_the_written_convolutions(backbone: Backbon
     convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
     exact = sum(math.prod(weights[node.input[1]]) * math.prod(shapes[node.output[0]][2:]) for node in convolutions)
     assert backbone.n_multiplications == pytest.approx(exact, rel=1e-6)
+
+
+def test_layers_are_blocks_with_their_shapes(tmp_path: Path) -> None:
+    backbone = find_backbone("lite0", size_px=130)
+    layers = list_layers(backbone)
+    assert len(layers) == 17
+    network = build_network(Embedding((backbone,)))
+    got = run_onnx(network, [layer.name for layer in layers], make_pixels(1, 130), tmp_path)
+    assert {layer.name: layer.shape for layer in layers} == {layer.name: got[layer.name].shape[1:] for layer in layers}
+    chosen = Embedding((choose_layer(backbone, "stage3.1"),))
+    assert (chosen.dim, chosen.key != Embedding((backbone,)).key) == (40, True)
+    (tmp_path / "one.onnx").write_bytes(build_network(chosen))
+    features = Engine(tmp_path / "one.onnx", n_workers=1).run(make_pixels(1, 130))["features"]
+    np.testing.assert_allclose(features, got["stage3.1"].mean(axis=(2, 3)), atol=1e-5)
+    with pytest.raises(OptionError, match=r"there is no 'stage9'; the nearest names are stage7"):
+        choose_layer(backbone, "stage9")
 
 
 # --- int8 ------------------------------------------------------------------------------------------------------------
@@ -240,6 +265,27 @@ def test_a_photo_is_fitted_into_the_square_by_golden_numbers(fit: Any) -> None:
     assert got.dtype == np.uint8
     turned = Preprocessing(3, fit=fit).apply(WIDE.transpose(1, 0, 2))
     np.testing.assert_array_equal(turned, got.transpose(1, 0, 2))
+
+
+def test_only_the_middle_share_is_kept() -> None:
+    photo = np.zeros((200, 300, 3), np.uint8)
+    photo[15:185, 65:235] = 255  # the middle 0.8 of the short side, and what the filter sees around it
+    assert Preprocessing(64, fit="crop", crop_share=0.8).apply(photo).min() == 255
+    assert Preprocessing(64, fit="crop").apply(photo).min() == 0
+    photo[15:185, 25:275] = 255
+    assert Preprocessing(64, fit="squash", crop_share=0.8).apply(photo).min() == 255
+    square = np.zeros((64, 64, 3), np.uint8)
+    square[14:50, 14:50] = 255
+    assert Preprocessing(64, fit="crop", crop_share=0.5).apply(square).min() == 255  # though it has the right size
+
+
+def test_bicubic_is_pillows() -> None:
+    from PIL import Image
+
+    photo = make_pixels(1, 90)[0]
+    wanted = np.asarray(Image.fromarray(photo).resize((64, 64), Image.Resampling.BICUBIC))
+    np.testing.assert_array_equal(Preprocessing(64, resample="bicubic").apply(photo), wanted)
+    assert not np.array_equal(Preprocessing(64).apply(photo), wanted)
 
 
 def test_shrinking_is_antialiased() -> None:

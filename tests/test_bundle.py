@@ -8,6 +8,8 @@ import json
 import pickletools
 import random
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,9 +24,11 @@ from pomona.bundle import (
     HEAD_NAME,
     LEARNT_NAME,
     MODEL_NAME,
+    TUNED_NAME,
     Bundle,
     Manifest,
     ManifestV1,
+    ManifestV2,
     evaluate_bundle,
     load_bundle,
     load_labelled,
@@ -32,6 +36,7 @@ from pomona.bundle import (
 )
 from pomona.dataset import ClassTree, load_dataset
 from pomona.embedding import Embedding
+from pomona.enhancement import enhance
 from pomona.errors import BundleDamagedError, BundleError, BundleFormatError, DataError
 from pomona.features import extract_features
 from pomona.files import MANIFEST_NAME, hash_bytes
@@ -46,9 +51,11 @@ if TYPE_CHECKING:
 GOLDEN = Path(__file__).parent / "golden"
 EXPECTED: dict[str, Any] = json.loads((GOLDEN / "bundle-v1-expected.json").read_text(encoding="utf-8"))
 EXPECTED_V2: dict[str, Any] = json.loads((GOLDEN / "bundle-v2-expected.json").read_text(encoding="utf-8"))
+EXPECTED_V3: dict[str, Any] = json.loads((GOLDEN / "bundle-v3-expected.json").read_text(encoding="utf-8"))
 GOLDEN_CHECKSUMS = {
     "bundle-v1": "7a856ae2afcbd0494057a57e17a478062413a30ad11d400d4a360022b84a79f2",
     "bundle-v2": "5749ca82936b9bf8b8b6983b3e0e7a469b025a3cee328fbf1095f13879c4bcf4",
+    "bundle-v3": "21aef20eb88f0f7f26105b43a7f432e331e3c6693f32ab11dd7294d9933a3173",
 }
 COLOURS = {"红苹果": (196, 30, 42), "Granny Smith": (96, 168, 48), "Banana": (240, 210, 40)}
 
@@ -120,6 +127,41 @@ def test_golden_bundle_of_format_2_still_answers_the_same() -> None:
     assert len(bundle.learnt_from) == 3
 
 
+def test_golden_bundle_of_format_3_still_answers_the_same() -> None:
+    bundle = load_bundle(GOLDEN / "bundle-v3", n_workers=1)
+    photos = [GOLDEN / "photos" / name for name in EXPECTED_V3]
+    probabilities, errors = bundle.predict_proba(photos)
+    assert not errors
+    np.testing.assert_allclose(probabilities, [one["probabilities"] for one in EXPECTED_V3.values()], atol=1e-5)
+    assert [answer.label for answer in bundle.predict(photos)] == [one["label"] for one in EXPECTED_V3.values()]
+    assert bundle.preprocessing == Preprocessing(
+        *(32, "crop", "bicubic", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375), 64),
+        enhance=("white-balance", "gamma=0.8"),
+        crop_share=0.875,
+    )
+    (entry,) = bundle.manifest.embedding.backbones
+    assert entry.tuned is not None
+    assert (entry.tuned.layer, entry.tuned.sha256) == ("patches", hash_bytes((bundle.folder / TUNED_NAME).read_bytes()))
+    assert len(bundle.learnt_from) == 3
+
+
+def test_a_bundle_enhances_photos_before_its_graph_sees_them() -> None:
+    bundle = load_bundle(GOLDEN / "bundle-v3")
+    data = (GOLDEN / "photos" / "large.jpg").read_bytes()
+    plain = replace(bundle.preprocessing, enhance=()).read(data)
+    np.testing.assert_array_equal(bundle.preprocessing.read(data), enhance(plain, ["white-balance", "gamma=0.8"]))
+    given = bundle.engine.run(plain[None])["probabilities"]
+    right = EXPECTED_V3["large.jpg"]["probabilities"]
+    assert np.abs(given - right).max() > 1e-3  # the graph alone does not
+
+
+def test_older_formats_are_read_as_not_enhanced_and_not_tuned() -> None:
+    for name in ("bundle-v1", "bundle-v2"):
+        bundle = load_bundle(GOLDEN / name)
+        assert (bundle.preprocessing.enhance, bundle.preprocessing.crop_share) == ((), 1.0)
+        assert [one.tuned for one in bundle.manifest.embedding.backbones] == [None]
+
+
 def test_golden_bundle_of_format_1_is_read_as_one_of_averages_in_float32(golden: Bundle) -> None:
     assert golden.manifest.format == 1
     assert golden.preprocessing == Preprocessing(32, offset=0.0, scale=255.0, decode_px=None)
@@ -149,7 +191,7 @@ def test_golden_bundle_has_its_classes_and_tree(golden: Bundle) -> None:
 def test_golden_files_are_those_that_were_committed() -> None:
     # A bundle made anew would prove nothing about old ones.
     assert {name: _read(GOLDEN / name)["checksum"] for name in GOLDEN_CHECKSUMS} == GOLDEN_CHECKSUMS
-    assert sum(path.stat().st_size for path in GOLDEN.rglob("*")) < 60_000
+    assert sum(path.stat().st_size for path in GOLDEN.rglob("*")) < 80_000
 
 
 FIELDS: dict[int, dict[str, str]] = {
@@ -168,12 +210,21 @@ FIELDS: dict[int, dict[str, str]] = {
         "backbones": "name tag weights_sha256 licence pooled",
         "files": "head.safetensors model.onnx",
     },
+    3: {
+        "": "format pomona_version created classes preprocessing embedding provenance files checksum",
+        "classes": "name path",
+        "preprocessing": "size_px fit resample offset scale decode_px crop_share enhance",
+        "embedding": "pooling mirrored precision backbones",
+        "backbones": "name tag weights_sha256 licence pooled tuned",
+        "files": "head.safetensors model.onnx",
+    },
 }
 
 
 def test_formats_have_these_fields_for_ever(golden: Bundle, trained: TrainResult) -> None:
     assert max(FIELDS) == BUNDLE_FORMAT
-    for folder, number in ((golden.folder, 1), (GOLDEN / "bundle-v2", 2), (trained.bundle.folder, 2)):
+    folders = {golden.folder: 1, GOLDEN / "bundle-v2": 2, GOLDEN / "bundle-v3": 3, trained.bundle.folder: 3}
+    for folder, number in folders.items():
         content = _read(folder)
         assert content["format"] == number
         found = {"": content, **content, "classes": content["classes"][0]}
@@ -185,7 +236,7 @@ def test_formats_have_these_fields_for_ever(golden: Bundle, trained: TrainResult
         assert {part: set(found[part]) for part in fields} == {
             part: set(names.split()) for part, names in fields.items()
         }
-    for number, kind in ((1, ManifestV1), (2, Manifest)):
+    for number, kind in ((1, ManifestV1), (2, ManifestV2), (3, Manifest)):
         schema = kind.model_json_schema()
         assert set(schema["properties"]) == set(FIELDS[number][""].split())
         assert all(part["additionalProperties"] is False for part in (schema, *schema["$defs"].values()))
@@ -238,6 +289,37 @@ def test_one_photo_gets_the_same_answer_alone_and_among_others(trained: TrainRes
     backwards, _ = load_bundle(trained.bundle.folder, n_workers=3).predict_proba(photos[::-1])
     np.testing.assert_array_equal(backwards[::-1], together)
     np.testing.assert_allclose(together.sum(axis=1), 1, atol=1e-5)
+
+
+_PREDICT = """
+import sys
+from pathlib import Path
+from pomona.bundle import evaluate_bundle, load_bundle, load_labelled
+bundle = load_bundle(sys.argv[1], n_workers=1)
+answers = list(bundle.predict([Path(name) for name in sys.argv[3:]]))
+assert all(answer.label for answer in answers), answers
+evaluate_bundle(bundle, load_labelled(bundle, sys.argv[2]))
+print("loaded:", *sorted({name.partition(".")[0] for name in sys.modules} & set(%r.split())))
+"""
+_OF_TRAINING = "torch torchvision timm transformers kornia onnx onnxscript sklearn scipy safetensors cv2 jinja2"
+
+
+@pytest.mark.parametrize("name", GOLDEN_CHECKSUMS)
+def test_predicting_needs_nothing_that_training_does(tmp_path: Path, name: str) -> None:
+    for label in COLOURS:
+        _paint(tmp_path / label / "1.png", label)
+    photos = [GOLDEN / "photos" / photo for photo in EXPECTED]
+    command = [sys.executable, "-c", _PREDICT % _OF_TRAINING, GOLDEN / name, tmp_path, *photos]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "loaded:"
+
+
+@pytest.mark.parametrize("module", ["engine", "features", "effort", "learnt", "teaching", "classifier", "training"])
+def test_torch_is_loaded_by_training_alone(module: str) -> None:
+    code = f"import sys, pomona.{module}; print([name for name in ('torch', 'kornia', 'cv2') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_nothing_in_a_run_folder_is_pickled(trained: TrainResult) -> None:
@@ -322,7 +404,7 @@ def test_garbage_for_a_manifest_is_refused(copy: Path, garbage: bytes) -> None:
 def test_newer_format_is_refused_by_its_number(copy: Path) -> None:
     # A newer manifest may hold anything else: the number is read first.
     _write(copy, {"format": BUNDLE_FORMAT + 1, "something": "new"})
-    with pytest.raises(BundleFormatError, match=r"format 3 was written by a newer Pomona.*upgrade"):
+    with pytest.raises(BundleFormatError, match=r"format 4 was written by a newer Pomona.*upgrade"):
         load_bundle(copy)
 
 
@@ -385,6 +467,45 @@ def test_a_format_1_manifest_with_fields_of_format_2_is_refused(tmp_path: Path) 
     content["preprocessing"]["decode_px"] = 64
     _write(copy, _seal(content))
     with pytest.raises(BundleDamagedError, match=r"preprocessing\.decode_px: "):
+        load_bundle(copy)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda content: content["preprocessing"].update(enhance=["gamma=0.80"]), "wanted steps in full"),
+        (lambda content: content["preprocessing"].update(enhance=["clahe"]), "wanted steps in full"),
+        (lambda content: content["preprocessing"].update(enhance=["sharpen"]), r"preprocessing\.enhance: .*sharpen"),
+        (lambda content: content["preprocessing"].update(offset=[1.0, 2.0]), r"preprocessing\.offset\."),
+        (lambda content: content["preprocessing"].update(crop_share="most"), r"preprocessing\.crop_share: "),
+        (lambda content: content["preprocessing"].update(resample="nearest"), r"preprocessing\.resample: "),
+        (lambda content: _find_backbone_entry(content)["tuned"].pop("sha256"), r"backbones\.0\.tuned\.sha256: "),
+        (lambda content: _find_backbone_entry(content)["tuned"].update(epochs=3), r"backbones\.0\.tuned\.epochs: "),
+        (lambda content: _find_backbone_entry(content)["tuned"].update(sha256="0" * 64), "tail.safetensors as it was"),
+        (lambda content: content["files"].pop(TUNED_NAME), r"wanted tail\.safetensors as it was tuned"),
+        (lambda content: content.update(format=2), r"preprocessing\.(resample|crop_share|enhance|offset): "),
+    ],
+)
+def test_what_format_3_brought_is_checked(
+    tmp_path: Path, change: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    copy = Path(shutil.copytree(GOLDEN / "bundle-v3", tmp_path / "bundle"))
+    content = _read(copy)
+    change(content)
+    _write(copy, _seal(content))
+    with pytest.raises(BundleDamagedError, match=message):
+        load_bundle(copy)
+
+
+def test_tuned_weights_are_hashed(tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(GOLDEN / "bundle-v3", tmp_path / "bundle"))
+    content = bytearray((copy / TUNED_NAME).read_bytes())
+    content[-1] ^= 1
+    (copy / TUNED_NAME).write_bytes(content)
+    with pytest.raises(BundleDamagedError, match=r"tail\.safetensors is damaged"):
+        load_bundle(copy)
+    (copy / TUNED_NAME).unlink()
+    with pytest.raises(BundleDamagedError, match=r"tail\.safetensors"):
         load_bundle(copy)
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from pomona.dataset import ClassTree, Dataset, Photo, iter_folds, load_dataset, split_dataset
 from pomona.errors import DataError, OptionError
-from pomona.training import note_data, plan_parts
+from pomona.parts import note_data, plan_parts
 
 if TYPE_CHECKING:
     import random

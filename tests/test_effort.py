@@ -64,11 +64,35 @@ def test_backbone_size_and_precision_take_the_place_of_the_efforts_own() -> None
     assert [one.name for one in plan_embedding("best", size_px=96).backbones] == ["lite0", "lite2"]
 
 
+def test_features_may_come_from_one_layer_of_one_network() -> None:
+    one = plan_embedding("fast", layer="stage5")
+    assert ([part.pooled for part in one.backbones], one.pooling, one.dim) == ([("stage5",)], "average", 112)
+    assert plan_embedding("fast").pooling == "second-order"
+    assert plan_embedding("best", backbone="lite2", layer="stage6").mirrored
+    with pytest.raises(OptionError, match="layer: wanted one backbone, got lite0, lite2; name one with --backbone"):
+        plan_embedding("best", layer="stage5")
+
+
+@pytest.mark.parametrize("effort", get_args(Effort))
+def test_photos_are_enhanced_for_every_backbone_of_an_effort(effort: Effort) -> None:
+    plain, enhanced = (plan_embedding(effort, enhance=steps) for steps in ((), ("gamma=0.8",)))
+    assert {one.preprocessing.enhance for one in enhanced.backbones} == {("gamma=0.8",)}
+    assert enhanced.key != plain.key  # or features of plain photos would be taken from the cache
+    assert replace(enhanced.preprocessing, enhance=()) == plain.preprocessing
+
+
 @pytest.mark.parametrize(
-    "odd", [{"effort": "slow"}, {"effort": "fast", "backbone": "lite9"}, {"effort": "fast", "size_px": 9}]
+    "odd",
+    [
+        {"effort": "slow"},
+        {"effort": "fast", "backbone": "lite9"},
+        {"effort": "fast", "size_px": 9},
+        {"effort": "fast", "layer": "stage9"},
+        {"effort": "fast", "enhance": ("sharpen",)},
+    ],
 )
 def test_what_there_is_not_is_refused(odd: dict[str, object]) -> None:
-    with pytest.raises(OptionError, match="wanted"):
+    with pytest.raises(OptionError, match=r"wanted|there is no"):
         plan_embedding(**odd)  # type: ignore[arg-type]
 
 

@@ -21,6 +21,7 @@ from pomona.embedding import (
     SECOND_ORDER_CUTS,
     Embedding,
     build_network,
+    build_trunk,
     load_network,
     make_window,
     read_statistics,
@@ -113,6 +114,24 @@ def test_features_are_what_is_computed_by_hand_from_the_activations(name: str, t
     assert found["features"].shape == wanted.shape == (3, embedding.dim)
     np.testing.assert_allclose(found["features"], wanted, atol=2e-5)
     assert compare(wanted, np.roll(wanted, 1, axis=0)) < 0.95  # the photos are told apart
+
+
+def test_keys_of_old_stay_and_new_fields_change_them() -> None:
+    backbone = find_backbone("lite0")
+    assert Embedding((backbone,)).key.startswith("d82dc00529ab115d")  # caches and bundles of earlier versions
+    assert Embedding((find_backbone("lite2"),)).key.startswith("e24a98e4a407182d")
+    cropped = replace(backbone, preprocessing=replace(backbone.preprocessing, crop_share=0.875))
+    assert Embedding((cropped,)).key != Embedding((backbone,)).key
+
+
+def test_the_trunk_gives_the_activations_that_the_features_are_made_of(tmp_path: Path) -> None:
+    backbone = find_backbone("lite0", size_px=SIZE_PX)
+    pixels = make_pixels(2)
+    (tmp_path / "trunk.onnx").write_bytes(build_trunk(backbone, "stage5"))
+    found = Engine(tmp_path / "trunk.onnx", n_workers=1).run(pixels)["activations"]
+    assert found.shape == (2, 112, 5, 5)
+    wanted = compute(Embedding((replace(backbone, pooled=("stage5",)),)), pixels)
+    np.testing.assert_allclose(found.mean(axis=(2, 3)), wanted, atol=1e-5)
 
 
 def test_averages_alone_are_those_of_the_pooled_cuts_in_their_order() -> None:

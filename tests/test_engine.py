@@ -104,6 +104,27 @@ def list_threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("pomona-engine")]
 
 
+def test_interrupt_is_one_after_an_engine_was_dropped_in_another_thread(small_network: Path) -> None:
+    script = """
+import os, signal, sys, threading
+from pathlib import Path
+from pomona.engine import Engine
+engines = [Engine(Path(sys.argv[1]), n_workers=1)]
+dropper = threading.Thread(target=engines.clear)
+dropper.start()
+dropper.join()
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    for _ in range(1000):
+        pass
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    command = [sys.executable, "-c", script, str(small_network)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr
+
+
 @pytest.mark.parametrize("n_workers", [1, 2, 5])
 def test_a_photo_alone_equals_the_same_photo_in_a_stream(
     network: Path, pixels: NDArray[np.uint8], alone: NDArray[np.float32], n_workers: int

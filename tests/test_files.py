@@ -15,8 +15,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pomona.errors import StorageError
-from pomona.files import cache_folder, hash_bytes, hash_file, make_folder, new_folder, storage_errors, write_atomic
+from pomona.errors import OptionError, StorageError
+from pomona.files import (
+    cache_folder,
+    check_page_place,
+    hash_bytes,
+    hash_file,
+    make_folder,
+    new_folder,
+    storage_errors,
+    write_atomic,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -128,6 +137,42 @@ def test_no_permission_says_so(tmp_path: Path) -> None:
     with ordinary_user(), pytest.raises(StorageError, match=r"could not make the folder .*no permission"):
         make_folder(folder / "deeper")
     assert list_names(folder) == []
+
+
+# --- pages ----------------------------------------------------------------------------------------------------------
+
+
+def test_without_a_mark_the_name_tells_a_page_from_a_photo(tmp_path: Path) -> None:
+    for name in ("page.html", "page.HTM"):
+        check_page_place(tmp_path / name)
+        (tmp_path / name).write_text("an earlier page")
+        check_page_place(tmp_path / name)
+    for name in ("page", "photo.jpg", "page.html.png"):
+        with pytest.raises(OptionError, match=r"preview: wanted a file that ends in \.html, got "):
+            check_page_place(tmp_path / name)
+    with pytest.raises(OptionError, match=r"preview: wanted a file in a folder that exists, got .*; make .* first"):
+        check_page_place(tmp_path / "not there" / "page.html")
+    (tmp_path / "folder.html").mkdir()
+    with pytest.raises(StorageError, match="wanted a place for a page, got a folder; name a file in it"):
+        check_page_place(tmp_path / "folder.html")
+
+
+def test_a_mark_tells_an_earlier_page_from_all_else(tmp_path: Path) -> None:
+    mark, place = b"<meta made by me>", tmp_path / "page"
+    for path in (place, tmp_path / "not there" / "page"):
+        check_page_place(path, mark=mark)
+    place.write_bytes(b"x" * (1000 - len(mark)) + mark)
+    check_page_place(place, mark=mark)
+    for content in (b"", b"mine", b"x" * (1001 - len(mark)) + mark):
+        place.write_bytes(content)
+        with pytest.raises(StorageError, match="a file that is no preview stands there: move it"):
+            check_page_place(place, mark=mark)
+        assert place.read_bytes() == content
+    with pytest.raises(StorageError, match="wanted a place for a page, got a folder"):
+        check_page_place(tmp_path, mark=mark)
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(StorageError, match="could not read what stands at"):
+        check_page_place(tmp_path / "link", mark=mark)
 
 
 # --- folders --------------------------------------------------------------------------------------------------------

@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 import pytest
 
+from pomona.bundle import TunedEntry
+from pomona.run_folder import RUN_FILES
 from pomona.samples import KINDS, SampleOptions, write_samples
 
 ROOT = Path(__file__).parents[1]
@@ -141,9 +143,11 @@ def test_commands_of_the_readme_run(outputs: dict[str, str], home: Path) -> None
 
 def test_run_folder_holds_what_the_readme_and_the_format_say(outputs: dict[str, str], home: Path) -> None:
     written = {path.name for path in (home / "runs" / "fruit").iterdir()}
+    every = {name for name in RUN_FILES if "." in name}
     for name in (*LANGUAGES, FORMAT):
         named = set(re.findall(rf"^\| `(\w+\.(?:{FILE_SUFFIXES}))` \|", read_document(name), re.M))
-        assert named == written, name
+        assert written <= named <= every, name
+    assert named == every  # the format leaves none out, whatever wrote it
 
 
 def test_manifest_keys_are_those_of_the_format(outputs: dict[str, str], home: Path) -> None:
@@ -154,6 +158,7 @@ def test_manifest_keys_are_those_of_the_format(outputs: dict[str, str], home: Pa
     wanted = {f"{key}.{inner}" for key in nested for inner in manifest[key]} | manifest.keys() - nested
     wanted |= {f"classes[].{inner}" for inner in manifest["classes"][0]}
     wanted |= {f"embedding.backbones[].{inner}" for inner in manifest["embedding"]["backbones"][0]}
+    wanted |= {f"embedding.backbones[].tuned.{inner}" for inner in TunedEntry.model_fields}
     section = read_document(FORMAT).split("## `pomona.json`")[1].split("\n## ")[0]
     named = []
     for cell in re.findall(r"^\| (`.*?`) \|", section, re.M):

@@ -16,9 +16,9 @@ import pytest
 
 import pomona.learnt
 import pomona.ridge_state
-from pomona.bundle import HEAD_NAME, MODEL_NAME, Bundle, load_bundle
+from pomona.bundle import HEAD_NAME, MODEL_NAME, TUNED_NAME, Bundle, load_bundle
 from pomona.errors import BundleError, DataError, FitError, OptionError, PomonaError
-from pomona.files import cache_folder, hash_file
+from pomona.files import MANIFEST_NAME, cache_folder, hash_file
 from pomona.head import softmax
 from pomona.learnt import N_KEPT, load_learnt
 from pomona.ridge import solve_dual
@@ -338,6 +338,33 @@ def test_missing_state_says_where_it_was_wanted(run: Path, berries: Path, monkey
     monkeypatch.setattr("pomona.ridge.MAX_BYTES", 1000)
     with pytest.raises(FitError, match=r"learnt from \d\d photos of .* numbers, more than fit"):
         add_class(run, "Grapes", berries / "Grapes")
+
+
+def test_a_tuned_network_with_a_head_in_closed_form_learns_on(rendered: Path, berries: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    options = {"tune": "tail", "layer": "stage6", "backbone": "lite0", "imgsz": 64, "epochs": 1, "batch": 8}
+    run = train(TrainOptions(data=rendered, output=tmp_path / "tuned", **options)).bundle.folder
+    before = load_bundle(run)
+    assert before.manifest.provenance["head"] == "ridge"
+    assert before.manifest.preprocessing.size_px == 80  # the larger of the two views that were trained on
+    add_class(run, "Grapes", berries / "Grapes")
+    bundle = load_bundle(run)
+    assert bundle.manifest.embedding == before.manifest.embedding
+    assert bundle.manifest.files[TUNED_NAME] == before.manifest.files[TUNED_NAME]
+    answers = [answer.label for answer in bundle.predict(_list_photos(berries / "Grapes"))]
+    assert answers.count("Grapes") > 9
+    remove_class(run, "Grapes")
+    assert load_bundle(run).tree == before.tree
+
+
+def test_what_gradients_trained_says_why_it_cannot_learn_on(run: Path, berries: Path) -> None:
+    shutil.rmtree(cache_folder() / "learnt")  # none is kept of such a run
+    manifest = load_bundle(run).manifest
+    tuned = manifest.model_copy(update={"provenance": {**manifest.provenance, "head": "gradient"}}).seal()
+    (run / MANIFEST_NAME).write_text(tuned.model_dump_json(), encoding="utf-8")
+    for teach in (lambda: add_class(run, "Grapes", berries / "Grapes"), lambda: remove_class(run, "Orange")):
+        with pytest.raises(FitError, match=r"run: .* this one was trained with --tune; train again with these photos"):
+            teach()
 
 
 def test_too_many_photos_in_all_are_refused(run: Path, berries: Path, monkeypatch: pytest.MonkeyPatch) -> None:

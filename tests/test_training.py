@@ -14,7 +14,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,14 +22,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pomona.bundle import MODEL_NAME, load_bundle
+from pomona.backbone import find_backbone
+from pomona.bundle import HEAD_NAME, MODEL_NAME, TUNED_NAME, load_bundle
 from pomona.effort import plan_embedding
 from pomona.errors import DataError, FitError, NotFiniteError, OptionError, StorageError
-from pomona.files import hash_file
+from pomona.files import hash_bytes, hash_file
+from pomona.head import Head
+from pomona.parts import N_FOLDS, list_folds
 from pomona.ridge import RIDGE_STRENGTHS
-from pomona.run_folder import CHANGES_NAME, RUN_FILES
+from pomona.run_folder import CHANGES_NAME, RUN_FILES, TUNING_FILES
 from pomona.samples import KINDS, render_photo
-from pomona.training import N_FOLDS, TrainOptions, TrainResult, list_folds, train
+from pomona.training import TrainOptions, TrainResult, train
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
 
 NAMES = {"Banana": ("Tropical", "Banana"), "Orange": ("Citrus", "Orange"), "Lemon": ("Citrus", "Lemon")}
 RENDERED = {"Banana": "Tropical/Banana", "Orange": "Citrus/Orange", "Lemon": "Citrus/Lemon"}
+RIDGE_FILES = RUN_FILES - {CHANGES_NAME, TUNED_NAME, *TUNING_FILES}
 
 
 def _train(data: Path, output: Path, **options: Any) -> TrainResult:
@@ -300,7 +304,7 @@ def test_a_network_that_gives_no_numbers_in_float32_either_is_an_error(
 
 
 def test_run_folder_holds_these_files_and_no_others(trained: TrainResult) -> None:
-    assert {path.name for path in trained.bundle.folder.iterdir()} == RUN_FILES - {CHANGES_NAME}
+    assert {path.name for path in trained.bundle.folder.iterdir()} == RIDGE_FILES
     assert [path.name for path in trained.bundle.folder.parent.iterdir()] == ["run"]  # nothing is left beside it
 
 
@@ -328,7 +332,7 @@ def test_files_of_a_run_agree_with_each_other(trained: TrainResult) -> None:
 
     pairs = [line.split(": ", 1) for line in (folder / "args.yaml").read_text(encoding="utf-8").splitlines()]
     settings = {name: json.loads(value) for name, value in pairs}
-    assert set(settings) == set(TrainOptions.__dataclass_fields__)
+    assert set(settings) == {field.name for field in fields(TrainOptions)}
     assert (settings["imgsz"], settings["seed"], settings["workers"]) == (64, 0, None)
     provenance = trained.bundle.manifest.provenance
     kept = settings.keys() - {"data", "output"}
@@ -359,6 +363,98 @@ def test_predictions_of_the_run_are_those_of_the_bundle(trained: TrainResult, re
         (answer,) = bundle.predict([rendered / row["file_name"]])
         assert answer.label == row["predicted"]
         assert answer.score == pytest.approx(float(row["score"]), abs=1e-5)
+
+
+def _answer_again(result: TrainResult, data: Path) -> None:
+    """Check that the folder, opened anew, says of each photo what was measured, and its head what its graph says."""
+    from safetensors.numpy import load_file
+
+    bundle = load_bundle(result.bundle.folder)
+    rows = _read_csv(bundle.folder / "predictions.csv")
+    answers = list(bundle.predict([data / row["file_name"] for row in rows]))
+    assert [answer.label for answer in answers] == [row["predicted"] for row in rows]
+    assert [answer.score for answer in answers] == pytest.approx([float(row["score"]) for row in rows], abs=1e-5)
+    size_px = bundle.preprocessing.size_px
+    pixels = np.random.default_rng(0).integers(0, 256, (2, size_px, size_px, 3), np.uint8)
+    outputs = bundle.engine.run(pixels)
+    head = Head(**load_file(bundle.folder / HEAD_NAME), l2=0)
+    np.testing.assert_allclose(outputs["probabilities"], head.predict_proba(outputs["features"]), atol=1e-5)
+
+
+def test_a_frozen_network_of_another_package_is_learnt_on(rendered: Path, tmp_path: Path) -> None:
+    folder = _save_convnext(tmp_path / "networks" / "small")
+    result = _train(rendered, tmp_path / "run", backbone=f"hf:{folder}")
+    _answer_again(result, rendered)
+    manifest = result.bundle.manifest
+    (entry,) = manifest.embedding.backbones
+    assert (entry.name, entry.licence, entry.tuned) == ("hf:small", "apache-2.0", None)
+    assert entry.weights_sha256 == find_backbone(f"hf:{folder}").weights_sha256
+    assert (manifest.embedding.pooling, manifest.embedding.precision) == ("average", "f32")
+    assert result.bundle.preprocessing.resample == "bicubic"
+    assert result.bundle.preprocessing.offset == (127.5, 102.0, 76.5)
+    assert manifest.provenance["option_backbone"] == "hf:small"
+    # Its folder is one of this machine, and a bundle is passed on.
+    assert str(tmp_path) not in (tmp_path / "run" / "pomona.json").read_text("utf-8")
+
+
+def _save_convnext(folder: Path) -> Path:
+    """A small network with random weights, as its package saves it."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    pytest.importorskip("onnxscript")
+    torch.manual_seed(0)
+    options = {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1], "image_size": 64}
+    transformers.logging.disable_progress_bar()
+    transformers.ConvNextModel(transformers.ConvNextConfig(**options)).save_pretrained(folder)
+    side = {"height": 64, "width": 64}
+    facts = {"size": side, "image_mean": [0.5, 0.4, 0.3], "image_std": [0.25, 0.2, 0.3], "resample": 3}
+    (folder / "preprocessor_config.json").write_text(json.dumps(facts))
+    (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    return folder
+
+
+def test_features_are_taken_from_the_layer_that_is_named(rendered: Path, tmp_path: Path) -> None:
+    result = _train(rendered, tmp_path / "run", backbone="lite0", layer="stage5", effort=None)
+    _answer_again(result, rendered)
+    embedding = result.bundle.manifest.embedding
+    assert embedding.pooling == "average"
+    assert [one.pooled for one in embedding.backbones] == [("stage5",)]
+    assert result.bundle.manifest.provenance["option_layer"] == "stage5"
+    features = result.bundle.engine.run(np.zeros((1, 64, 64, 3), np.uint8))["features"]
+    assert features.shape == (1, 112)
+
+
+def test_photos_are_enhanced_by_training_and_predicting_alike(
+    rendered: Path, trained: TrainResult, tmp_path: Path
+) -> None:
+    result = _train(rendered, tmp_path / "run", enhance="gamma=0.80")
+    _answer_again(result, rendered)
+    assert result.bundle.manifest.preprocessing.enhance == ("gamma=0.8",)
+    assert trained.bundle.manifest.preprocessing.enhance == ()
+    photo = next(rendered.rglob("*.jpg"))
+    bright, plain = (run.bundle.preprocessing.read(photo.read_bytes()).mean() for run in (result, trained))
+    assert bright > plain + 5
+    head, other = ((run.bundle.folder / HEAD_NAME).read_bytes() for run in (result, trained))
+    assert head != other
+
+
+@pytest.mark.parametrize(("refit", "head"), [(None, "ridge"), (False, "gradient")])
+def test_a_tuned_network_is_saved_with_its_weights(
+    rendered: Path, tmp_path: Path, refit: bool | None, head: str
+) -> None:
+    pytest.importorskip("torch")
+    options = {"tune": "tail", "layer": "stage6", "backbone": "lite0", "epochs": 1, "batch": 8, "refit": refit}
+    result = _train(rendered, tmp_path / "run", effort=None, enhance="white-balance", **options)
+    _answer_again(result, rendered)
+    folder = result.bundle.folder
+    (entry,) = result.bundle.manifest.embedding.backbones
+    assert entry.tuned is not None
+    assert (entry.tuned.layer, entry.tuned.sha256) == ("stage6", hash_bytes((folder / TUNED_NAME).read_bytes()))
+    assert result.bundle.manifest.files[TUNED_NAME] == entry.tuned.sha256
+    assert result.bundle.manifest.preprocessing.enhance == ("white-balance",)
+    assert result.bundle.manifest.provenance["head"] == head
+    assert [row["epoch"] for row in _read_csv(folder / "results.csv")] == ["1"]
+    assert {path.name for path in folder.iterdir()} <= RUN_FILES
+    assert [path.name for path in folder.parent.iterdir()] == ["run"]
 
 
 def test_same_seed_gives_the_same_run(rendered: Path, trained: TrainResult, tmp_path: Path) -> None:
@@ -473,10 +569,12 @@ def test_default_place_is_not_that_of_a_run_of_other_data(
     for name in ("one/fruit", "two/fruit"):
         _place(rendered, tmp_path / name, range(1, 4), ["Banana", "Orange"])
     places = []
-    for data in ("one/fruit", "two/fruit", "one/fruit", "two/fruit", str(tmp_path / "two" / "fruit")):
+    for data in ("one/fruit", "two/fruit", "one/fruit"):
         result = train(TrainOptions(data=Path(data), effort="instant", imgsz=64))
         places.append(str(result.bundle.folder))
-    assert places == ["runs/fruit", "runs/fruit-2", "runs/fruit", "runs/fruit-2", "runs/fruit-2"]
+    assert places == ["runs/fruit", "runs/fruit-2", "runs/fruit"]
+    for data in ("two/fruit", str(tmp_path / "two" / "fruit")):
+        assert TrainOptions(data=Path(data)).resolve().output == Path("runs/fruit-2")
     (tmp_path / "runs" / "fruit" / "args.yaml").write_text("data: [")  # nobody knows of what data this run is
     assert TrainOptions(data=Path("one/fruit")).resolve().output == Path("runs/fruit-3")
     named = TrainOptions(data=Path("one/fruit"), output=Path("runs/fruit-2")).resolve()
@@ -623,7 +721,7 @@ def test_killed_run_leaves_the_old_one_or_a_whole_new_one(rendered: Path, traine
             time.sleep(random_delay.uniform(0, 0.3 if moment == "save" else 0.01))
             process.send_signal(signal.SIGKILL)
         if output.exists() and _fingerprint(output) != before:
-            assert {path.name for path in output.iterdir()} == RUN_FILES - {CHANGES_NAME}
+            assert {path.name for path in output.iterdir()} == RIDGE_FILES
         if output.exists():
             assert not load_bundle(output).predict_proba([next(rendered.rglob("*.jpg"))])[1]
         elif seed > 2:

@@ -11,6 +11,7 @@ cut, and the same walk writes it in float32 or in int8.
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 import math
 from dataclasses import dataclass, replace
@@ -19,10 +20,16 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
+from pomona.enhancement import complete_steps, enhance
 from pomona.errors import BackboneError, MissingPackageError, OptionError
-from pomona.graph import Convolution
+from pomona.files import hash_bytes
+from pomona.graph import Channels, Convolution
 from pomona.int8 import RELU6, Range, check_ranges, read_ranges
+from pomona.layers import Layer, find_layer
+from pomona.onnx_file import read_onnx
 from pomona.photo import decode_photo
+from pomona.pretrained import load_pretrained
+from pomona.source import Pixels, parse_source
 from pomona.weights import read_weights
 
 if TYPE_CHECKING:
@@ -36,6 +43,7 @@ if TYPE_CHECKING:
 
 BackboneName = Literal["lite0", "lite1", "lite2"]
 Fit = Literal["squash", "crop", "pad"]
+Resample = Literal["bilinear", "bicubic"]
 Precision = Literal["f32", "int8"]
 
 _STEM_DIM, _HEAD_DIM = 32, 1280
@@ -48,7 +56,7 @@ _STAGES = (  # blocks, kernel, stride, expansion, channels, each of Lite0
     (4, 5, 2, 6, 192),
     (1, 3, 1, 6, 320),
 )
-_GROWTH: dict[BackboneName, tuple[float, float]] = {"lite0": (1.0, 1.0), "lite1": (1.0, 1.1), "lite2": (1.1, 1.2)}
+_GROWTH: dict[str, tuple[float, float]] = {"lite0": (1.0, 1.0), "lite1": (1.0, 1.1), "lite2": (1.1, 1.2)}
 """Width and depth, as multiples of Lite0."""
 _NORM_EPSILON = 1e-3
 
@@ -64,21 +72,37 @@ class Preprocessing:
     fit : {"squash", "crop", "pad"}
         How a photo that is not square becomes one: both sides scaled on their own; the middle square of the short side;
         or the whole photo on a grey square.
-    resample : {"bilinear"}
-        Antialiased triangle filter in 8-bit fixed point, as Pillow has it.
-    offset, scale : float
-        The network computes ``(x - offset) / scale`` of each channel value 0-255.
+    resample : {"bilinear", "bicubic"}
+        Antialiased filter in 8-bit fixed point, as Pillow has it.
+    offset, scale : float or tuple of float
+        The network computes ``(x - offset) / scale`` of each channel value 0-255; of red, green and blue where there
+        are three.
     decode_px : int, optional
         JPEG is decoded at the smallest of 1/2, 1/4 and 1/8 that leaves both sides this long; whole where none does, or
         where it is not given.
+    enhance : tuple of str
+        Steps of `pomona.enhancement` that the fitted photo goes through, in their order; kept in full, ``clahe=2`` for
+        ``clahe``. They cost the same for a photo of any size, and the grey beside a padded one is not enhanced.
+    crop_share : float
+        Share of the short side, or of both where the photo is squashed, that is kept, 0-1: the middle.
+
+    Raises
+    ------
+    OptionError
+        If a step of `enhance` is none.
     """
 
     size_px: int
     fit: Fit = "squash"
-    resample: Literal["bilinear"] = "bilinear"
-    offset: float = 127.0
-    scale: float = 128.0
+    resample: Resample = "bilinear"
+    offset: Channels = 127.0
+    scale: Channels = 128.0
     decode_px: int | None = None
+    enhance: tuple[str, ...] = ()
+    crop_share: float = 1.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "enhance", complete_steps(self.enhance))
 
     def read(self, data: bytes) -> NDArray[np.uint8]:
         """Decode the content of a photo file and fit it into the square.
@@ -97,11 +121,13 @@ class Preprocessing:
         ------
         PhotoError
             If it cannot be decoded.
+        MissingPackageError
+            If a step of `enhance` needs OpenCV and it is not installed.
         """
         return self.apply(decode_photo(data, at_least_px=self.decode_px))
 
     def apply(self, photo: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Fit a photo into the square.
+        """Fit a photo into the square, and enhance it there.
 
         Parameters
         ----------
@@ -113,6 +139,11 @@ class Preprocessing:
         ndarray of shape (size_px, size_px, 3), uint8
             What the network takes.
 
+        Raises
+        ------
+        MissingPackageError
+            If a step of `enhance` needs OpenCV and it is not installed.
+
         Examples
         --------
         >>> Preprocessing(4).apply(np.zeros((9, 7, 3), np.uint8)).shape
@@ -121,22 +152,23 @@ class Preprocessing:
         from PIL import Image
 
         height, width = photo.shape[:2]
-        if (height, width) == (self.size_px, self.size_px):
-            return photo
+        if (height, width) == (self.size_px, self.size_px) and self.crop_share == 1:
+            return enhance(photo, self.enhance)
         picture = Image.fromarray(photo)
         square = (self.size_px, self.size_px)
-        if self.fit == "squash":
-            return np.asarray(picture.resize(square, Image.Resampling.BILINEAR))
-        if self.fit == "crop":
-            short = min(height, width)
-            left, top = (width - short) / 2, (height - short) / 2
-            box = (left, top, left + short, top + short)
-            return np.asarray(picture.resize(square, Image.Resampling.BILINEAR, box=box))
+        resample = Image.Resampling.BICUBIC if self.resample == "bicubic" else Image.Resampling.BILINEAR
+        if self.fit != "pad":
+            kept = (width, height) if self.fit == "squash" else (min(height, width),) * 2
+            across, down = (side * self.crop_share for side in kept)
+            left, top = (width - across) / 2, (height - down) / 2
+            box = (left, top, left + across, top + down)
+            return enhance(np.asarray(picture.resize(square, resample, box=box)), self.enhance)
         factor = self.size_px / max(height, width)
         inner = (max(1, round(width * factor)), max(1, round(height * factor)))
         canvas = Image.new("RGB", square, (127, 127, 127))
         corner = ((self.size_px - inner[0]) // 2, (self.size_px - inner[1]) // 2)
-        canvas.paste(picture.resize(inner, Image.Resampling.BILINEAR), corner)
+        enhanced = enhance(np.asarray(picture.resize(inner, resample)), self.enhance)
+        canvas.paste(Image.fromarray(enhanced), corner)
         return np.asarray(canvas)
 
 
@@ -149,7 +181,7 @@ class Cut:
     name : str
         Name of the tensor in the network.
     dim : int
-        Channels.
+        Channels; of tokens with a class token twice as many, of it and of the mean of the others.
     stride : int
         Input pixels per position.
     """
@@ -157,6 +189,44 @@ class Cut:
     name: str
     dim: int
     stride: int
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """Weights that gradient training made, instead of the published ones.
+
+    Parameters
+    ----------
+    layer : str
+        Layer above which they are tuned, ``pixels`` where all are; what is above it is computed in float32.
+    path : Path
+        Safetensors file: of lite0 to lite2 the weight and bias of convolutions, by their names in
+        `efficientnet-lite-pytorch`, batch norms folded in; of other networks tensors by their own names.
+    sha256 : str
+        Content hash that the file must have.
+    """
+
+    layer: str
+    path: Path
+    sha256: str
+
+    def load(self) -> dict[str, NDArray[np.float32]]:
+        """Read the tensors.
+
+        Raises
+        ------
+        BackboneError
+            If the file is not there, or another.
+        """
+        from safetensors.numpy import load
+
+        try:
+            content = self.path.read_bytes()
+        except OSError as error:
+            raise BackboneError(f"{self.path}: wanted tuned weights, got: {error.strerror}") from error
+        if (found := hash_bytes(content)) != self.sha256:
+            raise BackboneError(f"{self.path}: wanted tuned weights of sha256 {self.sha256}, got {found}")
+        return dict(load(content))
 
 
 @dataclass(frozen=True)
@@ -168,9 +238,9 @@ class Backbone:
     name, tag : str
         What it is called, and which of its weights these are.
     weights_sha256 : str
-        Content hash that the weights file must have.
+        Content hash that the weights file must have; of another package's network, hash of its tensors.
     licence : str
-        SPDX identifier of the weights' licence.
+        SPDX identifier of the weights' licence, or where to look for it.
     preprocessing : Preprocessing
         What its pixels must go through.
     cuts : tuple of Cut
@@ -181,6 +251,10 @@ class Backbone:
         What the convolutions compute in.
     ranges : tuple of Range, optional
         Of int8: what the output of each block is quantised to; the shipped ranges where not given.
+    multiplications : float, optional
+        Of another package's network: what was counted in it.
+    tuned : Tuned, optional
+        Weights instead of the published ones.
 
     Examples
     --------
@@ -190,7 +264,7 @@ class Backbone:
     '3.8e+08'
     """
 
-    name: BackboneName
+    name: str
     tag: str
     weights_sha256: str
     licence: str
@@ -199,6 +273,13 @@ class Backbone:
     pooled: tuple[str, ...]
     precision: Precision = "f32"
     ranges: tuple[Range, ...] | None = None
+    multiplications: float | None = None
+    tuned: Tuned | None = None
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether it is one of `BACKBONES`, which need no other package, and no network."""
+        return is_embedded(self.name)
 
     @property
     def dim(self) -> int:
@@ -207,7 +288,9 @@ class Backbone:
 
     @property
     def n_multiplications(self) -> float:
-        """Multiplications of its convolutions for one photo."""
+        """Multiplications of its convolutions and matrices for one photo."""
+        if self.multiplications is not None:
+            return self.multiplications
         side_px = math.ceil(self.preprocessing.size_px / 2)
         total = float(side_px**2 * 27 * _STEM_DIM)
         for block in list_blocks(self.name):
@@ -246,7 +329,7 @@ class Block(NamedTuple):
         return self.stride == 1 and self.n_in == self.n_out
 
 
-def list_blocks(name: BackboneName) -> tuple[Block, ...]:
+def list_blocks(name: str) -> tuple[Block, ...]:
     """List the blocks of an EfficientNet-Lite from input to output.
 
     Stem, head and the number of blocks in the first and the last stage are the same for every size. The first block of
@@ -318,25 +401,140 @@ def find_backbone(name: str, *, size_px: int | None = None) -> Backbone:
     Parameters
     ----------
     name : str
-        `lite0`, `lite1` or `lite2`.
+        `lite0`, `lite1` or `lite2`; or `torchvision:NAME`, `torchvision:NAME@WEIGHTS`, `hub:pytorch/vision:NAME`,
+        `timm:NAME`, `hf:ORG/NAME`, `hf:FOLDER`, `onnx:FILE`. Those of other packages are loaded, and downloaded where
+        they are not here.
     size_px : int, optional
         Input size; the published one where not given.
 
     Raises
     ------
     OptionError
-        If there is none of that name, or the size is out of range.
+        If there is none of that name, or the size is out of range, or the network cannot take it.
+    MissingPackageError
+        If torch or another package that a network of another package needs is not installed.
+    BackboneError
+        If its weights are not here and cannot be downloaded, or cannot be used.
     """
+    if size_px is not None and not 64 <= size_px <= 1024:
+        raise OptionError(f"imgsz: wanted 64 to 1024 pixels, got {size_px}")
     for backbone in BACKBONES:
         if backbone.name == name:
-            break
+            return backbone if size_px is None else replace(backbone, preprocessing=_scale_input(size_px))
+    source = parse_source(name)
+    if source.family == "onnx":
+        network = read_onnx(source.place, size_px=size_px)
+        pixels, layers, tag, licence, sha256 = network.pixels, network.layers, "file", network.licence, network.sha256
+        counted = network.count_multiplications()
     else:
-        raise OptionError(f"backbone: wanted one of {', '.join(b.name for b in BACKBONES)}, got {name!r}")
-    if size_px is None:
-        return backbone
-    if not 64 <= size_px <= 1024:
-        raise OptionError(f"imgsz: wanted 64 to 1024 pixels, got {size_px}")
-    return replace(backbone, preprocessing=_scale_input(size_px))
+        found = load_pretrained(name, size_px=size_px)
+        pixels, layers, tag, licence, sha256 = (
+            found.pixels,
+            found.trace.layers,
+            found.tag,
+            found.licence,
+            found.weights_sha256,
+        )
+        counted = found.trace.count_multiplications()
+    return Backbone(
+        name=source.name,
+        tag=tag,
+        weights_sha256=sha256,
+        licence=licence,
+        preprocessing=_prepare(pixels),
+        cuts=tuple(Cut(one.name, one.dim, _find_stride(one, pixels.size_px)) for one in layers),
+        pooled=(layers[-1].name,),
+        multiplications=counted,
+    )
+
+
+def _prepare(pixels: Pixels) -> Preprocessing:
+    # Twice the size, as above, of what is left after the middle is cut out.
+    decode_px = math.ceil(2 * pixels.size_px / pixels.crop_share)
+    return Preprocessing(**pixels._asdict(), decode_px=decode_px)
+
+
+def _find_stride(layer: Layer, size_px: int) -> int:
+    """Input pixels per position of a layer."""
+    if layer.kind == "vector":
+        return size_px
+    side = layer.shape[-1] if layer.kind == "map" else math.isqrt(layer.shape[0] - layer.n_before)
+    return max(1, round(size_px / side))
+
+
+def list_layers(backbone: Backbone) -> tuple[Layer, ...]:
+    """List the layers of a network that features can be taken from, from input to output.
+
+    Parameters
+    ----------
+    backbone : Backbone
+        Any.
+
+    Returns
+    -------
+    tuple of Layer
+        Name, kind, shape for one photo, features, and whether it cuts the network in two.
+
+    Raises
+    ------
+    MissingPackageError, BackboneError
+        As `find_backbone`.
+
+    Examples
+    --------
+    >>> [layer.name for layer in list_layers(find_backbone("lite0"))][-3:]
+    ['stage6', 'stage7', 'head']
+    """
+    if backbone.is_embedded:
+        return _list_lite_layers(backbone)
+    source = parse_source(backbone.name)
+    size_px = backbone.preprocessing.size_px
+    if source.family == "onnx":
+        return read_onnx(source.place, size_px=size_px).layers
+    return load_pretrained(backbone.name, size_px=size_px).trace.layers
+
+
+def _list_lite_layers(backbone: Backbone) -> tuple[Layer, ...]:
+    found = []
+    side_px = math.ceil(backbone.preprocessing.size_px / 2)
+    for block in list_blocks(backbone.name):
+        side_px = math.ceil(side_px / block.stride)
+        found.append(Layer(block.name, "map", (block.n_out, side_px, side_px), is_cut=True))
+    return (*found, Layer("head", "map", (_HEAD_DIM, side_px, side_px), is_cut=True))
+
+
+def choose_layer(backbone: Backbone, name: str) -> Backbone:
+    """The same backbone with the features of one layer.
+
+    Parameters
+    ----------
+    backbone : Backbone
+        Any.
+    name : str
+        One of `list_layers`; of an ONNX file, any of its tensors.
+
+    Raises
+    ------
+    OptionError
+        If there is no such layer; its text offers those of the nearest names.
+
+    Examples
+    --------
+    >>> choose_layer(find_backbone("lite0"), "stage5").dim
+    112
+    """
+    layers = list_layers(backbone)
+    layer = find_layer(layers, name)
+    size_px = backbone.preprocessing.size_px
+    if backbone.is_embedded:
+        cuts = tuple(Cut(one.name, one.dim, _find_stride(one, size_px)) for one in layers)
+        return replace(backbone, cuts=cuts, pooled=(layer.name,))
+    source = parse_source(backbone.name)
+    if source.family == "onnx":
+        counted = read_onnx(source.place, size_px=size_px).count_multiplications(layer.name)
+    else:
+        counted = load_pretrained(backbone.name, size_px=size_px).trace.count_multiplications(layer.name)
+    return replace(backbone, pooled=(layer.name,), multiplications=counted)
 
 
 def load_weights(backbone: Backbone) -> dict[str, NDArray[np.float32]]:
@@ -351,7 +549,8 @@ def load_weights(backbone: Backbone) -> dict[str, NDArray[np.float32]]:
     StorageError
         If they cannot be read.
     """
-    return read_weights(_find_weights(backbone), backbone.weights_sha256)
+    published = read_weights(_find_weights(backbone), backbone.weights_sha256)
+    return published | backbone.tuned.load() if backbone.tuned else published
 
 
 def _find_weights(backbone: Backbone) -> Path:
@@ -364,6 +563,42 @@ def _find_weights(backbone: Backbone) -> Path:
     if len(files) != 1:
         raise BackboneError(f"wanted one .pth file in the package {package}, got {len(files)}; install it again")
     return files[0]
+
+
+def is_embedded(name: str | None) -> bool:
+    """Whether a name is that of one of `BACKBONES`; none at all stands for them."""
+    return name is None or ":" not in name
+
+
+def find_cut(backbone: Backbone, layer: str) -> Cut:
+    """Look up a place above which an embedded network can be trained.
+
+    Parameters
+    ----------
+    backbone : Backbone
+        One of lite0 to lite2.
+    layer : str
+        A block, such as ``stage3``, the last of its stage, or ``stage3.1``; or `PIXELS`.
+
+    Raises
+    ------
+    OptionError
+        If there is none of that name; its text offers the nearest.
+
+    Examples
+    --------
+    >>> find_cut(find_backbone("lite0"), "stage5.1")
+    Cut(name='stage5.1', dim=112, stride=16)
+    """
+    size_px = backbone.preprocessing.size_px
+    blocks = _list_lite_layers(backbone)[:-1]
+    cuts = (Cut(PIXELS, 3, 1), *(Cut(one.name, one.dim, _find_stride(one, size_px)) for one in blocks))
+    for cut in cuts:
+        if cut.name == layer:
+            return cut
+    names = [cut.name for cut in cuts]
+    near = difflib.get_close_matches(layer, names, n=3, cutoff=0.3) or names
+    raise OptionError(f"layer: {backbone.name} has no {layer!r} to cut at; the nearest: {', '.join(near)}")
 
 
 def choose_ranges(backbone: Backbone) -> tuple[Range, ...]:
@@ -401,34 +636,81 @@ def write_trunk(graph: GraphWriter, backbone: Backbone, weights: Weights, x: str
         If the ranges of an int8 backbone cannot be used.
     """
     graph.begin(prefix, choose_ranges(backbone) if backbone.precision == "int8" else ())
-    x = graph.convolve(x, _fold(weights, "_conv_stem", "_bn0", stride=2))
+    tuned_from = backbone.tuned.layer if backbone.tuned else None
+    if tuned_from == PIXELS:
+        graph.stop_rounding()
+    x = graph.convolve(x, fold_convolution(weights, STEM))
     x = graph.narrow(graph.activate(x), RELU6)
     for i, block in enumerate(list_blocks(backbone.name)):
-        x = graph.narrow(_write_block(graph, block, weights, f"_blocks.{i}.", x))
-    graph.activate(graph.convolve(x, _fold(weights, "_conv_head", "_bn1")), name="head")
+        x = _write_block(graph, block, weights, i, x)
+        if block.name == tuned_from:
+            graph.stop_rounding()
+        x = graph.narrow(x)
+    graph.activate(graph.convolve(x, fold_convolution(weights, HEAD)), name="head")
 
 
-def _write_block(graph: GraphWriter, block: Block, weights: Weights, prefix: str, x: str) -> str:
+def _write_block(graph: GraphWriter, block: Block, weights: Weights, number: int, x: str) -> str:
     """Add one inverted residual block; returns the name of its output."""
     shortcut = x
-    if block.expansion != 1:
-        x = graph.convolve(x, _fold(weights, f"{prefix}_expand_conv", f"{prefix}_bn0"))
-        x = graph.narrow(graph.activate(x), RELU6)
-    depthwise = _fold(
-        weights, f"{prefix}_depthwise_conv", f"{prefix}_bn1", stride=block.stride, groups=block.n_in * block.expansion
-    )
-    x = graph.narrow(graph.activate(graph.convolve(x, depthwise)), RELU6)
-    project = _fold(weights, f"{prefix}_project_conv", f"{prefix}_bn2")
+    *inner, last = list_convolutions(block, number)
+    for place in inner:
+        x = graph.narrow(graph.activate(graph.convolve(x, fold_convolution(weights, place))), RELU6)
+    project = fold_convolution(weights, last)
     if not block.is_residual:
         return graph.convolve(x, project, name=block.name)
     return graph.join(graph.convolve(x, project), shortcut, name=block.name)
 
 
-def _fold(weights: Weights, convolution: str, norm: str, *, stride: int = 1, groups: int = 1) -> Convolution:
+class ConvolutionPlace(NamedTuple):
+    """A convolution of an EfficientNet-Lite, and the batch norm after it.
+
+    Parameters
+    ----------
+    name, norm : str
+        What their tensors' names begin with in `efficientnet-lite-pytorch`.
+    stride, groups : int
+    """
+
+    name: str
+    norm: str
+    stride: int = 1
+    groups: int = 1
+
+
+STEM = ConvolutionPlace("_conv_stem", "_bn0", stride=2)
+HEAD = ConvolutionPlace("_conv_head", "_bn1")
+PIXELS = "pixels"
+"""Name of the layer below all others."""
+
+
+def list_convolutions(block: Block, number: int) -> tuple[ConvolutionPlace, ...]:
+    """List the convolutions of a block: expansion where it has one, depthwise, projection.
+
+    Parameters
+    ----------
+    block : Block
+        One of `list_blocks`.
+    number : int
+        Its place there, from 0.
+    """
+    prefix = f"_blocks.{number}."
+    expand = ConvolutionPlace(f"{prefix}_expand_conv", f"{prefix}_bn0")
+    groups = block.n_in * block.expansion
+    depthwise = ConvolutionPlace(f"{prefix}_depthwise_conv", f"{prefix}_bn1", block.stride, groups)
+    project = ConvolutionPlace(f"{prefix}_project_conv", f"{prefix}_bn2")
+    return (expand, depthwise, project) if block.expansion != 1 else (depthwise, project)
+
+
+def fold_convolution(weights: Weights, place: ConvolutionPlace) -> Convolution:
+    """Fold a batch norm into the convolution before it; tuned weights, which have a bias, are folded already."""
+    weight = weights[f"{place.name}.weight"]
+    if (bias := weights.get(f"{place.name}.bias")) is not None:
+        nothing = np.zeros(len(bias))  # nobody rounds what is tuned, so nobody asks
+        return Convolution(weight, bias, nothing, nothing, place.stride, place.groups)
     gain, shift, mean, variance = (
-        weights[f"{norm}.{part}"].astype(np.float64) for part in ("weight", "bias", "running_mean", "running_var")
+        weights[f"{place.norm}.{part}"].astype(np.float64) for part in ("weight", "bias", "running_mean", "running_var")
     )
     factor = gain / np.sqrt(variance + _NORM_EPSILON)
-    weight = weights[f"{convolution}.weight"] * factor[:, None, None, None]
     bias = (shift - mean * factor).astype(np.float32)
-    return Convolution(weight.astype(np.float32), bias, shift, np.abs(gain), stride, groups)
+    folded = (weight * factor[:, None, None, None]).astype(np.float32)
+    return Convolution(folded, bias, shift, np.abs(gain), place.stride, place.groups)

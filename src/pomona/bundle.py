@@ -17,16 +17,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from pomona.backbone import Preprocessing
 from pomona.dataset import ClassTree, Skipped, load_dataset
 from pomona.embedding import load_network
 from pomona.engine import Engine
-from pomona.errors import BundleDamagedError, BundleError, BundleFormatError, DataError, MissingPackageError, PhotoError
+from pomona.enhancement import complete_steps
+from pomona.errors import (
+    BundleDamagedError,
+    BundleError,
+    BundleFormatError,
+    DataError,
+    MissingPackageError,
+    OptionError,
+    PhotoError,
+)
 from pomona.evaluation import Evaluation, evaluate
 from pomona.files import MANIFEST_NAME, hash_bytes, hash_file, write_atomic
 from pomona.photo import read_photo_bytes
+from pomona.source import hide_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -37,12 +47,13 @@ if TYPE_CHECKING:
     from pomona.embedding import Embedding
     from pomona.head import Head
 
-BUNDLE_FORMAT = 2
+BUNDLE_FORMAT = 3
 """Format number that this version writes; it reads this one and all before it."""
 
 MODEL_NAME = "model.onnx"
 HEAD_NAME = "head.safetensors"
 LEARNT_NAME = "train_photos.txt"
+TUNED_NAME = "tail.safetensors"
 
 
 class _Strict(BaseModel):
@@ -66,20 +77,73 @@ class PreprocessingEntryV1(_Strict):
     scale: float
 
 
-class PreprocessingEntry(PreprocessingEntryV1):
-    """`Preprocessing` as data."""
+class PreprocessingEntryV2(PreprocessingEntryV1):
+    """`Preprocessing` as data, before photos were enhanced."""
 
     decode_px: int | None = None
 
 
-class BackboneEntry(_Strict):
-    """Which pretrained network the features come from."""
+class PreprocessingEntry(_Strict):
+    """`Preprocessing` as data."""
+
+    size_px: int
+    fit: Literal["squash", "crop", "pad"]
+    resample: Literal["bilinear", "bicubic"]
+    offset: float | tuple[float, float, float]
+    scale: float | tuple[float, float, float]
+    decode_px: int | None = None
+    crop_share: float = 1.0
+    enhance: tuple[str, ...] = ()
+
+    @field_validator("enhance")
+    @classmethod
+    def _require_steps(cls, steps: tuple[str, ...]) -> tuple[str, ...]:
+        try:
+            full = complete_steps(steps)
+        except OptionError as error:  # pydantic knows what is wrong with a manifest by a `ValueError`
+            raise ValueError(str(error)) from error
+        if full != steps:
+            raise ValueError(f"wanted steps in full, {list(full)}, got {list(steps)}")
+        return steps
+
+
+class BackboneEntryV2(_Strict):
+    """Which pretrained network the features come from, before weights were tuned."""
 
     name: str
     tag: str
     weights_sha256: str
     licence: str
     pooled: tuple[str, ...]
+
+
+class TunedEntry(_Strict):
+    """Which weights are not the published ones; they are in `TUNED_NAME`."""
+
+    layer: str
+    sha256: str
+
+
+class BackboneEntry(BackboneEntryV2):
+    """Which pretrained network the features come from."""
+
+    tuned: TunedEntry | None = None
+
+
+class EmbeddingEntryV2(_Strict):
+    """`Embedding` as data, before weights were tuned."""
+
+    pooling: Literal["average", "second-order"]
+    mirrored: bool
+    precision: Literal["f32", "int8"]
+    backbones: tuple[BackboneEntryV2, ...]
+
+    def upgrade(self) -> EmbeddingEntry:
+        """The same in the newest format."""
+        backbones = tuple(BackboneEntry(**one.model_dump()) for one in self.backbones)
+        return EmbeddingEntry(
+            pooling=self.pooling, mirrored=self.mirrored, precision=self.precision, backbones=backbones
+        )
 
 
 class EmbeddingEntry(_Strict):
@@ -112,15 +176,28 @@ class ManifestV1(_Sealed):
     """Content of `pomona.json` in format 1: one backbone, averages, float32."""
 
     preprocessing: PreprocessingEntryV1
-    backbone: BackboneEntry
+    backbone: BackboneEntryV2
 
     def upgrade(self) -> Manifest:
         """The same in the newest format."""
-        embedding = EmbeddingEntry(pooling="average", mirrored=False, precision="f32", backbones=(self.backbone,))
+        embedding = EmbeddingEntryV2(pooling="average", mirrored=False, precision="f32", backbones=(self.backbone,))
         fields = {name: getattr(self, name) for name in _Sealed.model_fields}
         return Manifest(
-            **fields, preprocessing=PreprocessingEntry(**self.preprocessing.model_dump()), embedding=embedding
+            **fields, preprocessing=PreprocessingEntry(**self.preprocessing.model_dump()), embedding=embedding.upgrade()
         )
+
+
+class ManifestV2(_Sealed):
+    """Content of `pomona.json` in format 2: nothing was enhanced."""
+
+    preprocessing: PreprocessingEntryV2
+    embedding: EmbeddingEntryV2
+
+    def upgrade(self) -> Manifest:
+        """The same in the newest format."""
+        fields = {name: getattr(self, name) for name in _Sealed.model_fields}
+        preprocessing = PreprocessingEntry(**self.preprocessing.model_dump())
+        return Manifest(**fields, preprocessing=preprocessing, embedding=self.embedding.upgrade())
 
 
 class Manifest(_Sealed):
@@ -132,6 +209,9 @@ class Manifest(_Sealed):
     def seal(self) -> Manifest:
         """Copy with the checksum of all the other fields."""
         return self.model_copy(update={"checksum": self.compute_checksum()})
+
+
+_MANIFESTS: dict[int, type[ManifestV1 | ManifestV2]] = {1: ManifestV1, 2: ManifestV2}
 
 
 @dataclass(frozen=True)
@@ -427,6 +507,8 @@ def write_bundle(
     model = build_model(load_network(embedding), head)
     tensors = save_tensors({"weights": head.weights, "bias": head.bias})
     contents = {MODEL_NAME: model, HEAD_NAME: tensors}
+    if tuned := [one.tuned for one in embedding.backbones if one.tuned]:
+        contents[TUNED_NAME] = tuned[0].path.read_bytes()
     if learnt_from is not None:
         contents[LEARNT_NAME] = list_learnt(learnt_from)
     for name, content in contents.items():
@@ -443,11 +525,12 @@ def write_bundle(
             precision=embedding.precision,
             backbones=tuple(
                 BackboneEntry(
-                    name=one.name,
+                    name=hide_folder(one.name),
                     tag=one.tag,
                     weights_sha256=one.weights_sha256,
                     licence=one.licence,
                     pooled=one.pooled,
+                    tuned=TunedEntry(layer=one.tuned.layer, sha256=one.tuned.sha256) if one.tuned else None,
                 )
                 for one in embedding.backbones
             ),
@@ -540,6 +623,9 @@ def load_bundle(folder: str | Path, *, n_workers: int | None = None) -> Bundle:
     manifest = parse_manifest(folder)
     if missing := {MODEL_NAME, HEAD_NAME} - manifest.files.keys():
         raise BundleDamagedError(f"{folder / MANIFEST_NAME} is damaged: files: it does not name {min(missing)}")
+    for tuned in filter(None, (one.tuned for one in manifest.embedding.backbones)):
+        if manifest.files.get(TUNED_NAME) != tuned.sha256:
+            raise BundleDamagedError(f"{folder / MANIFEST_NAME} is damaged: files: wanted {TUNED_NAME} as it was tuned")
     for name, wanted in manifest.files.items():
         path = folder / name
         try:
@@ -577,11 +663,11 @@ def parse_manifest(folder: Path) -> Manifest:
             f"this one reads up to {BUNDLE_FORMAT}: upgrade Pomona"
         )
     try:
-        manifest = (ManifestV1 if number == 1 else Manifest).model_validate(content)
+        manifest: ManifestV1 | ManifestV2 | Manifest = _MANIFESTS.get(number, Manifest).model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise BundleDamagedError(f"{path} is damaged: {where}: {first['msg']}") from error
     if manifest.checksum != manifest.compute_checksum():
         raise BundleDamagedError(f"{path} is damaged: its checksum does not match its content")
-    return manifest.upgrade() if isinstance(manifest, ManifestV1) else manifest
+    return manifest if isinstance(manifest, Manifest) else manifest.upgrade()

@@ -17,9 +17,9 @@ from pomona.effort import Effort, measure_machine, plan_embedding
 from pomona.errors import DataError, MissingPackageError, NotFiniteError, PhotoError
 from pomona.features import extract_vectors, read_unchanged
 from pomona.files import hash_bytes
+from pomona.parts import list_folds
 from pomona.photo import read_photo_bytes
 from pomona.ridge import RIDGE_STRENGTHS, fit_ridge
-from pomona.training import list_folds
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike, NDArray
 
-    from pomona.backbone import BackboneName, Preprocessing
+    from pomona.backbone import Preprocessing
 
 
 class PomonaClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -41,8 +41,8 @@ class PomonaClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     ----------
     effort : {"instant", "fast", "best"}
         How much work goes into the features.
-    backbone : {"lite0", "lite1", "lite2"}, optional
-        Pretrained network, instead of those of the effort.
+    backbone : str, optional
+        Pretrained network, instead of those of the effort; `pomona backbones` lists them.
     imgsz : int, optional
         Side of the square the network sees, in pixels, instead of that of the effort.
     l2 : float, optional
@@ -75,7 +75,7 @@ class PomonaClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self,
         effort: Effort = "fast",
         *,
-        backbone: BackboneName | None = None,
+        backbone: str | None = None,
         imgsz: int | None = None,
         l2: float | None = None,
         seed: int = 0,

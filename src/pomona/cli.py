@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_type_hints
 
@@ -31,7 +32,9 @@ if TYPE_CHECKING:
     from pomona.bundle import Prediction
     from pomona.clock import Progress
     from pomona.effort import Forecast
+    from pomona.enhancement_effect import Effects
     from pomona.evaluation import Evaluation, Metric
+    from pomona.run_log import Row
     from pomona.teaching import TeachResult
     from pomona.training import TrainResult
 
@@ -44,6 +47,9 @@ _STEPS = {
     "plan": "Planning",
     "features": "Computing features",
     "fit": "Fitting the head",
+    "start": "Preparing",
+    "range": "Finding the rate",
+    "train": "Training",
     "evaluate": "Evaluating",
     "save": "Writing the run",
     "predict": "Predicting",
@@ -93,7 +99,7 @@ def build_app(asked: str | None = None) -> typer.Typer:
     """
     app = typer.Typer(name="pomona", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
     app.callback()(_main)
-    for command in (demo, train, evaluate, predict, add_class, remove_class, fetch):
+    for command in (demo, train, evaluate, predict, add_class, remove_class, augment, enhance, embed, backbones, fetch):
         name = command.__name__.replace("_", "-")
         if name in _OPTIONS and asked in (name, None):
             module, class_name, positional = _OPTIONS[name]
@@ -155,7 +161,7 @@ def _fail(message: str, code: int) -> None:
 def _with_flags(
     command: Callable[..., None], options_class: type[Any], positional: Sequence[str]
 ) -> Callable[..., None]:
-    """A command whose flags are the fields of an options class, and after them its own."""
+    """A command whose flags are the fields of an options class, its own first, and after them those of the command."""
 
     @functools.wraps(command)
     def run_command(**values: Any) -> None:
@@ -163,8 +169,17 @@ def _with_flags(
         command(options, **values)
 
     own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
+    found = list_flags(options_class)
+    base = options_class.__base__
+    inherited = list_flags(base) if base and is_dataclass(base) else {}
     flags = [
-        _to_parameter(name, *flag, is_argument=name in positional) for name, flag in list_flags(options_class).items()
+        _to_parameter(
+            name,
+            *found[name],
+            is_argument=name in positional,
+            panel=getattr(base, "PANEL", None) if name in inherited else None,
+        )
+        for name in sorted(found, key=inherited.__contains__)
     ]
     run_command.__signature__ = inspect.Signature([*flags, *own])  # type: ignore[attr-defined]
     run_command.__annotations__ = {parameter.name: parameter.annotation for parameter in [*flags, *own]}
@@ -178,11 +193,14 @@ def list_flags(options_class: type[Any]) -> Mapping[str, tuple[Any, str, Any]]:
     return {name: (*get_args(hints[name])[:2], default) for name, default in defaults.items()}
 
 
-def _to_parameter(name: str, kind: Any, text: str, default: Any, *, is_argument: bool) -> inspect.Parameter:
+def _to_parameter(
+    name: str, kind: Any, text: str, default: Any, *, is_argument: bool, panel: str | None
+) -> inspect.Parameter:
     parser = functools.partial(_parse_path, name) if Path in (kind, *get_args(kind)) else None
     if parser:
         functools.update_wrapper(parser, Path)  # help shows its name: PATH
-    description = typer.Argument(help=text, parser=parser) if is_argument else typer.Option(help=text, parser=parser)
+    describe = typer.Argument if is_argument else typer.Option
+    description = describe(help=text, parser=parser, rich_help_panel=panel)
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, description]
     )
@@ -247,18 +265,22 @@ def train(options: Any, *, as_json: Json = False) -> None:
     from pomona.training import train as train_run
 
     with _show_progress() as on_progress:
-        result = train_run(options, on_progress=on_progress, on_forecast=_print_forecast)
+        result = train_run(options, on_progress=on_progress, on_forecast=_print_forecast, on_row=_print_row)
+    folder = result.bundle.folder
     if as_json:
         stages = {stage.name: round(stage.seconds, 3) for stage in result.stages}
-        extra = {"output": str(result.bundle.folder), "notes": list(result.notes), "seconds": stages}
-        _print_json({**result.evaluation.to_dict(), "n_skipped": len(result.dataset.skipped), **extra})
-        return
-    out = _console(sys.stdout)
-    _print_training(out, result)
-    folder = result.bundle.folder
-    _print_places(out, {"Recogniser": folder, "Report": folder / "report.html"})
-    if result.dataset.skipped:
-        _print_places(out, {"Skipped": folder / "audit.csv"})
+        extra = {"output": str(folder), "notes": list(result.notes), "seconds": stages}
+        counted = {"n_skipped": len(result.dataset.skipped), "interrupted": result.interrupted}
+        _print_json({**result.evaluation.to_dict(), **counted, **extra})
+    else:
+        out = _console(sys.stdout)
+        _print_training(out, result)
+        _print_places(out, {"Recogniser": folder, "Report": folder / "report.html"})
+        if result.dataset.skipped:
+            _print_places(out, {"Skipped": folder / "audit.csv"})
+    if result.interrupted:
+        learnt = f"a recogniser of what was learnt stands in {folder}, and the same with --resume goes on"
+        _fail(f"interrupted; {learnt}", EXIT_INTERRUPTED)
 
 
 def evaluate(
@@ -375,6 +397,91 @@ def remove_class(
     _print_teaching(result, as_json=as_json)
 
 
+def augment(
+    data: Annotated[str, typer.Argument(help="Labelled photos: folder, table, list, pattern or zip.")],
+    *,
+    preview: Annotated[Path, typer.Option(help="Page to write: *.html.")],
+    steps: Annotated[
+        str,
+        typer.Option("--augment", help="none, light, standard, strong, or a list: flip,rotate=0.3,color=0.5@0.8."),
+    ] = "standard",
+    photos: Annotated[int, typer.Option(min=1, max=24, help="How many photos the page shows.")] = 8,
+    seed: Annotated[int, typer.Option(help="Decides which photos, and what happens to them.")] = 0,
+    imgsz: Annotated[int, typer.Option(min=8, help="Side of the square the network sees, in pixels.")] = 224,
+) -> None:
+    """Show what random changes while training do to your photos."""
+    from pomona.augmentation import parse_augmentation, show_augmentation
+    from pomona.augmentation_preview import preview_augmentation
+
+    chosen = parse_augmentation(steps)
+    with _show_progress() as on_progress:
+        page = preview_augmentation(
+            data, preview, chosen, n_photos=photos, seed=seed, size_px=imgsz, on_progress=on_progress
+        )
+    for one in page.skipped:
+        _warn(f"{one.name}: {one.detail}")
+    out = _console(sys.stdout)
+    _print_places(out, {"Page": page.path})
+    out.print(f"Train with it: --augment {show_augmentation(chosen)}", highlight=False, soft_wrap=True, markup=False)
+
+
+def enhance(
+    data: Annotated[str, typer.Argument(help="Labelled photos: folder, table, list, pattern or zip.")],
+    *,
+    steps: Annotated[
+        str, typer.Option("--enhance", help="Steps to look at, with commas between them.")
+    ] = "white-balance,clahe,denoise,gamma=0.8",
+    preview: Annotated[Path | None, typer.Option(help="Page to write, photos before and after: *.html.")] = None,
+    measure: Annotated[bool, typer.Option("--measure", help="Train with each step and without, and compare.")] = False,
+    part: Annotated[
+        Literal["val", "folds"] | None,
+        typer.Option(help="Photos to measure on: the val part, or all of train in folds; by default val if there."),
+    ] = None,
+    effort: Annotated[
+        Literal["instant", "fast", "best"], typer.Option(help="How much work goes into the features.")
+    ] = "instant",
+    photos: Annotated[int, typer.Option(min=1, max=8, help="How many photos the page shows.")] = 8,
+    seed: Annotated[int, typer.Option(help="Decides which photos, and the folds.")] = 0,
+    workers: Workers = None,
+    as_json: Json = False,
+) -> None:
+    """Show what enhancement does to your photos, and measure whether it helps."""
+    from pomona.dataset import load_dataset
+    from pomona.effort import measure_machine, plan_embedding
+    from pomona.enhancement import parse_enhancement
+    from pomona.enhancement_effect import list_variants, measure_effects
+    from pomona.enhancement_sheet import choose_photos, write_sheet
+    from pomona.files import check_page_place
+
+    chosen = parse_enhancement(steps)
+    variants = list_variants(chosen)
+    if preview is None and not measure:
+        raise OptionError("wanted --preview FILE.html, --measure or both, got neither")
+    if preview is not None:
+        check_page_place(preview)
+    effects = None
+    with _show_progress() as on_progress:
+        dataset = load_dataset(data, on_photo=functools.partial(on_progress, "read"))
+        precision = measure_machine(workers).precision if measure else "f32"
+        embedding = plan_embedding(effort, precision=precision)
+        if measure:
+            effects = measure_effects(
+                dataset, embedding, variants, part=part, seed=seed, n_workers=workers, on_progress=on_progress
+            )
+    if preview is not None:
+        shown = choose_photos(dataset, embedding.preprocessing, n_photos=photos, seed=seed)
+        title = Path(dataset.shown).name
+        write_sheet(preview, shown, chosen, embedding.preprocessing, title=title, effects=effects)
+    if as_json:
+        _print_json({**(effects.to_dict() if effects else {}), "preview": None if preview is None else str(preview)})
+        return
+    out = _console(sys.stdout)
+    if effects:
+        _print_effects(out, effects)
+    if preview is not None:
+        _print_places(out, {"Page": preview})
+
+
 def _say_none(n_photos: int) -> str:
     if n_photos > 1:
         return f"none of the {n_photos:,} photos could be used"
@@ -388,6 +495,94 @@ def _read_paths(photos: Sequence[str]) -> list[str]:
 def _read_lines() -> list[str]:
     """Paths from stdin; split at newlines alone, since a file name may hold any other sign."""
     return [line.removesuffix("\r") for line in sys.stdin.read().split("\n")]
+
+
+def embed(
+    data: Annotated[str, typer.Argument(help="Labelled photos: folder, table, list, pattern or zip.")],
+    *,
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write: .parquet, .npz or .csv.")],
+    backbone: Annotated[str, typer.Option(help="Pretrained network; `pomona backbones` lists some.")] = "lite0",
+    layer: Annotated[
+        str | None, typer.Option(help="Layer to take features from; `pomona backbones NAME` lists them.")
+    ] = None,
+    imgsz: Annotated[int | None, typer.Option(help="Side of the square that the network sees, 64 to 1024.")] = None,
+    pooling: Annotated[
+        Literal["average", "second-order"], typer.Option(help="What is taken of the activations.")
+    ] = "average",
+    workers: Workers = None,
+    as_json: Json = False,
+) -> None:
+    """Write the features of photos, from any layer of any network, as a table for other tools."""
+    from pomona.backbone import choose_layer, find_backbone
+    from pomona.dataset import load_dataset
+    from pomona.embedding import Embedding
+    from pomona.feature_table import check_table_path, write_features
+    from pomona.features import extract_features
+
+    if layer is not None and pooling != "average":
+        raise OptionError("wanted --layer or --pooling second-order, got both")
+    check_table_path(output)
+    found = find_backbone(backbone, size_px=imgsz)
+    embedding = Embedding((found if layer is None else choose_layer(found, layer),), pooling)
+    with _show_progress() as on_progress:
+        dataset = load_dataset(data, min_classes=1, on_photo=functools.partial(on_progress, "read"))
+        check_table_path(output, dataset)
+        features = extract_features(
+            dataset, embedding, n_workers=workers, on_photo=functools.partial(on_progress, "features")
+        )
+    write_features(output, features)
+    for one in features.dataset.skipped:
+        _warn(f"{one.name}: {one.detail}")
+    n_photos, dim = features.vectors.shape
+    if as_json:
+        counts = {"n_photos": n_photos, "dim": dim, "n_computed": features.n_computed}
+        facts = {"backbone": found.name, "layer": layer, "imgsz": embedding.preprocessing.size_px}
+        extra = {"n_skipped": len(features.dataset.skipped), "licence": embedding.licence, "output": str(output)}
+        _print_json({**counts, **facts, **extra})
+        return
+    out = _console(sys.stdout)
+    out.print(f"{n_photos:,} photos, {dim:,} numbers each, {features.n_computed:,} computed now.", highlight=False)
+    _print_places(out, {"Features": output})
+
+
+def backbones(
+    name: Annotated[str | None, typer.Argument(help="Network whose layers are listed; without one, networks.")] = None,
+    *,
+    as_json: Json = False,
+) -> None:
+    """List pretrained networks to choose from, or the layers of one."""
+    from pomona.catalogue import SPELLINGS, list_rows
+
+    if name is not None:
+        _list_layers(name, as_json=as_json)
+        return
+    rows = list_rows()
+    if as_json:
+        _print_json([row.to_dict() for row in rows])
+        return
+    table = _table("Name", "Pixels", "Numbers", "MB", "Licence", "ImageNet", "Here")
+    for row in rows:
+        sizes = ["-" if n is None else f"{n:g}" for n in (row.size_px, row.dim, row.size_mb)]
+        table.add_row(row.name, *sizes, row.licence, "-" if row.top1 is None else f"{row.top1:.1%}", row.ready)
+    out = _console(sys.stdout)
+    out.print(table)
+    out.print(SPELLINGS, style="dim", highlight=False)
+
+
+def _list_layers(name: str, *, as_json: bool) -> None:
+    from pomona.backbone import find_backbone, list_layers
+
+    backbone = find_backbone(name)
+    layers = list_layers(backbone)
+    if as_json:
+        rows = [{**layer._asdict(), "dim": layer.dim} for layer in layers]
+        _print_json({"name": backbone.name, "licence": backbone.licence, "layers": rows})
+        return
+    table = _table("Layer", "Gives", "Shape", "Numbers", "Cuts in two")
+    for layer in layers:
+        shape = " x ".join(str(side) for side in layer.shape)
+        table.add_row(layer.name, layer.kind, shape, f"{layer.dim}", "yes" if layer.is_cut else "")
+    _console(sys.stdout).print(table)
 
 
 def fetch(
@@ -412,6 +607,18 @@ def fetch(
     )
     _print_places(out, {"Photos": folder})
     out.print(f"Train on them: pomona train {folder}", highlight=False, soft_wrap=True, markup=False)
+
+
+def _print_row(row: Row, n_epochs: int) -> None:
+    """A line of the log of training, on stderr."""
+    left_s = row.seconds * max(0.0, n_epochs / row.epoch - 1) if row.epoch else 0.0
+    parts = [f"epoch {row.epoch:g} of {n_epochs}", f"loss {row.train_loss:.3f}" if row.train_loss is not None else ""]
+    if row.val_loss is not None and row.val_accuracy is not None:
+        parts.append(f"validation {row.val_loss:.3f}, right {row.val_accuracy:.1%}")
+    if row.photos_per_s:
+        parts.append(f"{row.photos_per_s:,.0f} photos/s")
+    parts.append(f"{left_s / 60:.1f} min left" if left_s >= 60 else f"{left_s:.0f} s left")
+    _console(sys.stderr).print("  " + ", ".join(part for part in parts if part), style="dim", highlight=False)
 
 
 def _print_forecast(forecasts: Sequence[Forecast], taken: Forecast) -> None:
@@ -536,6 +743,21 @@ def _print_training(out: Console, result: TrainResult) -> None:
     _print_evaluation(out, result.evaluation, result.evaluated_on)
     for note in result.notes:
         _warn(note)
+
+
+def _print_effects(out: Console, effects: Effects) -> None:
+    from pomona.enhancement_effect import describe_steps, write_points
+
+    out.print(effects.describe(), style="bold", highlight=False, soft_wrap=True)
+    out.print(f"Measured on {effects.n:,} {effects.measured_on}; points of 100 against no step.", highlight=False)
+    table = _table("Steps", "Value", "Difference", "95 % interval", "Verdict")
+    table.add_row(describe_steps(()), f"{effects.accuracy:.1%}", "", "", "")
+    for one in effects.effects:
+        found = one.difference
+        interval = f"{write_points(found.low)} to {write_points(found.high)}"
+        name = describe_steps(one.steps)
+        table.add_row(name, f"{one.accuracy:.1%}", write_points(found.gain), interval, found.verdict)
+    out.print(table)
 
 
 def _print_teaching(result: TeachResult, *, as_json: bool) -> None:

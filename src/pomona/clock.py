@@ -41,18 +41,24 @@ class Clock:
 
     def __init__(self, on_progress: Progress | None) -> None:
         self.stages: list[Stage] = []
+        self.started_s = time.monotonic()
         self._on_progress = on_progress
         self._step = ""
+        self._n_photos: int | None = None
 
     @contextmanager
     def step(self, name: str, n_photos: int | None = None) -> Iterator[None]:
         """Time what is done inside; `n_photos` make a rate of it."""
-        self._step = name
+        self._step, self._n_photos = name, n_photos
         self.count(0, 0)
         started_s = time.perf_counter()
         yield
-        self.stages.append(Stage(name, time.perf_counter() - started_s, n_photos))
+        self.stages.append(Stage(name, time.perf_counter() - started_s, self._n_photos))
         self.count(1, 1)
+
+    def set_photos(self, n_photos: int) -> None:
+        """Say how many photos the current step went through, where that is known at its end alone."""
+        self._n_photos = n_photos
 
     def count(self, n_done: int, n_total: int) -> None:
         """Pass on how much of the current step is done."""

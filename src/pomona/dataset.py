@@ -557,3 +557,55 @@ def _assign_folds(groups: Sequence[_Group], n_folds: int) -> Iterator[tuple[_Gro
         n_photos[fold] += len(group.rows)
         n_to_come.subtract(group.sizes.keys())
         yield group, fold
+
+
+def drop_empty_classes(dataset: Dataset) -> tuple[Dataset, tuple[str, ...]]:
+    """Leave out classes with no photo to learn from, and say so.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        With splits.
+
+    Returns
+    -------
+    Dataset, tuple of str
+        Of the classes that have a photo in train, numbered anew; what was left out, in words.
+
+    Raises
+    ------
+    DataError
+        If fewer than two classes are left.
+    """
+    tree = dataset.tree
+    learnt = dataset.part("train").labels
+    counts = np.bincount(learnt[learnt >= 0], minlength=len(tree))
+    kept = [c for c in range(len(tree)) if counts[c]]
+    if len(kept) == len(tree):
+        return dataset, ()
+    empty = [tree.names[c] for c in range(len(tree)) if not counts[c]]
+    if len(kept) < 2:
+        raise DataError(
+            f"{dataset.shown}: wanted two classes with a usable photo to learn from, got {len(kept)}; "
+            f"without: {name_some(empty)}"
+        )
+    number = {c: i for i, c in enumerate(kept)}
+    smaller = ClassTree(tuple(tree.names[c] for c in kept), tuple(tree.paths[c] for c in kept))
+    photos = tuple(replace(photo, label=number.get(photo.label, -1)) for photo in dataset.photos)
+    measured = {photo.label for photo in dataset.photos}
+    unknown = tuple("/".join(tree.paths[c]) for c in range(len(tree)) if not counts[c] and c in measured)
+    note = f"Left out, with no usable photo to learn from: {name_some(empty)}."
+    unknown_labels = (*dataset.unknown_labels, *unknown)
+    return replace(dataset, tree=smaller, photos=photos, unknown_labels=unknown_labels), (note,)
+
+
+def name_some(names: Sequence[str], limit: int = 6) -> str:
+    """The first few names of a list, and how many more there are.
+
+    Examples
+    --------
+    >>> name_some(["Apple", "Pear", "Plum"], limit=2)
+    'Apple, Pear and 1 more'
+    """
+    shown = ", ".join(names[:limit])
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
-from pomona.backbone import BackboneName, Precision, find_backbone
+from pomona.backbone import BackboneName, Precision, choose_layer, find_backbone, is_embedded
 from pomona.embedding import Embedding
 from pomona.engine import Engine, count_cpus, measure_rate
 from pomona.errors import OptionError, PhotoError
@@ -73,9 +73,11 @@ _EFFICIENCY = 0.8
 def plan_embedding(
     effort: Effort,
     *,
-    backbone: BackboneName | None = None,
+    backbone: str | None = None,
     size_px: int | None = None,
     precision: Precision = "int8",
+    layer: str | None = None,
+    enhance: tuple[str, ...] = (),
 ) -> Embedding:
     """Choose what features are computed.
 
@@ -83,12 +85,16 @@ def plan_embedding(
     ----------
     effort : {"instant", "fast", "best"}
         How much work.
-    backbone : {"lite0", "lite1", "lite2"}, optional
-        Instead of the backbones of the effort.
+    backbone : str, optional
+        Instead of the backbones of the effort. One of another package has averages, float32 and a size of its own.
     size_px : int, optional
         Instead of the input size of the effort.
     precision : {"int8", "f32"}
         What the convolutions compute in.
+    layer : str, optional
+        Averages of this layer, instead of second moments; of one backbone alone.
+    enhance : tuple of str
+        What is done to photos first.
 
     Raises
     ------
@@ -103,14 +109,22 @@ def plan_embedding(
     if effort not in get_args(Effort):
         raise OptionError(f"effort: wanted one of {', '.join(get_args(Effort))}, got {effort!r}")
     recipe = RECIPES[effort]
+    if not is_embedded(backbone):
+        other = find_backbone(backbone or "", size_px=size_px)
+        other = replace(other, preprocessing=replace(other.preprocessing, enhance=enhance))
+        return Embedding((choose_layer(other, layer) if layer else other,), "average")
     names = recipe.backbones if backbone is None else (backbone,)
     size_px = recipe.size_px if size_px is None else size_px
-    found = (find_backbone(name, size_px=size_px) for name in names)
-    backbones = tuple(replace(one, precision=precision) for one in found)
+    found = [find_backbone(name, size_px=size_px) for name in names]
+    preprocessing = replace(found[0].preprocessing, enhance=enhance)
     if recipe.rough:
-        preprocessing = replace(backbones[0].preprocessing, decode_px=size_px)
-        backbones = tuple(replace(one, preprocessing=preprocessing) for one in backbones)
-    return Embedding(backbones, "second-order", recipe.mirrored)
+        preprocessing = replace(preprocessing, decode_px=size_px)
+    backbones = tuple(replace(one, precision=precision, preprocessing=preprocessing) for one in found)
+    if layer is None:
+        return Embedding(backbones, "second-order", recipe.mirrored)
+    if len(backbones) > 1:
+        raise OptionError(f"layer: wanted one backbone, got {', '.join(names)}; name one with --backbone")
+    return Embedding((choose_layer(backbones[0], layer),), "average", recipe.mirrored)
 
 
 @dataclass(frozen=True)

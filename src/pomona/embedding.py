@@ -11,16 +11,19 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import asdict, dataclass
+import re
+from dataclasses import asdict, dataclass, fields
 from importlib import resources
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
-from pomona.backbone import Backbone, choose_ranges, load_weights, write_trunk
+from pomona.backbone import Backbone, choose_ranges, list_layers, load_weights, write_trunk
 from pomona.errors import BackboneError, MissingPackageError, OptionError
 from pomona.files import cache_folder, hash_bytes, hash_file, make_folder, storage_errors, write_atomic
 from pomona.graph import GraphWriter, Int8Writer
+from pomona.layers import find_layer
+from pomona.split import write_network
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,11 +31,15 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pomona.backbone import Precision, Preprocessing
+    from pomona.layers import Layer
 
 Pooling = Literal["average", "second-order"]
 
 NETWORK_FORMAT = 3
 """Counts up when the same weights, preprocessing, ranges and statistics would give another network."""
+
+INCLUDED_FORMAT = 1
+"""Counts up when the same network of another package would be written in another way."""
 
 N_PROJECTED = 64
 """Channels that each cut is projected to before its second moments are taken."""
@@ -44,6 +51,9 @@ WINDOW_SIGMA = 0.25
 """Deviation of the Gaussian window over positions, as a share of the photo's side: what is meant is in the middle."""
 
 _EPSILON = 1e-12
+_TUNED_KEPT = 4
+_FIRST_FIELDS = 6
+"""Fields of a `Preprocessing` that have always been part of a key; others are where they are not at their default."""
 
 
 @dataclass(frozen=True)
@@ -56,14 +66,17 @@ class Embedding:
         Each with the same preprocessing and precision; their features stand one after the other.
     pooling : {"average", "second-order"}
         Averages over positions of the backbone's `pooled` cuts; or, of each backbone, the second moments of
-        `SECOND_ORDER_CUTS` and the standardised averages, each part of a norm that does not depend on the photo.
+        `SECOND_ORDER_CUTS` and the standardised averages, each part of a norm that does not depend on the photo. A
+        network of another package has averages alone, each of norm 1: of a map over positions; of tokens the class
+        token, and the mean of those of the patches.
     mirrored : bool
         Whether the features are the mean of those of the photo and of its mirror image.
 
     Raises
     ------
     OptionError
-        If there is no backbone, or they differ in preprocessing or precision, or one is there twice.
+        If there is no backbone, or they differ in preprocessing or precision, or one is there twice; or one of another
+        package is asked for second moments or int8.
 
     References
     ----------
@@ -89,6 +102,12 @@ class Embedding:
             raise OptionError("embedding: wanted backbones of one preprocessing and precision, got several")
         if len({one.name for one in self.backbones}) < len(self.backbones):
             raise OptionError("embedding: wanted each backbone once, got one of them twice")
+        other = next((one.name for one in self.backbones if not one.is_embedded), None)
+        if other and (self.pooling != "average" or self.precision != "f32"):
+            raise OptionError(
+                f"embedding: wanted averages in f32 of {other}, got {self.pooling} in {self.precision}: second moments "
+                "and int8 need what is known of lite0, lite1 and lite2 alone"
+            )
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -117,20 +136,29 @@ class Embedding:
     def slug(self) -> str:
         """Name for people and folders, such as ``lite0-imagenet-224`` or ``lite0-imagenet-320-int8-second-order``."""
         parts = [
-            "+".join(f"{one.name}-{one.tag}" for one in self.backbones),
+            "+".join(_shorten(one) for one in self.backbones),
             str(self.preprocessing.size_px),
             "" if self.precision == "f32" else self.precision,
             "" if self.pooling == "average" else self.pooling,
             "mirrored" if self.mirrored else "",
+            "tuned" if self.is_tuned else "",
         ]
         return "-".join(part for part in parts if part)
 
     @property
+    def is_tuned(self) -> bool:
+        """Whether a network of it has weights of its own."""
+        return any(one.tuned for one in self.backbones)
+
+    @property
     def key(self) -> str:
         """Hash of all that decides the features."""
-        parts: list[object] = [NETWORK_FORMAT, asdict(self.preprocessing), self.precision, self.pooling, self.mirrored]
+        prepared = _describe(self.preprocessing)
+        parts: list[object] = [NETWORK_FORMAT, prepared, self.precision, self.pooling, self.mirrored]
         for one in self.backbones:
             parts += [one.weights_sha256, one.pooled, choose_ranges(one) if one.precision == "int8" else ()]
+            parts += [] if one.is_embedded else [INCLUDED_FORMAT]
+            parts += [one.tuned.layer, one.tuned.sha256] if one.tuned else []
         if self.pooling == "second-order":
             parts += [hash_bytes(_read_statistics()), WINDOW_SIGMA, SECOND_ORDER_CUTS, N_PROJECTED]
         return hash_bytes(repr(parts).encode())
@@ -140,6 +168,23 @@ class Embedding:
         """Multiplications of the convolutions for one photo: what its time is in proportion to, nearly."""
         views = 2 if self.mirrored else 1
         return views * sum(one.n_multiplications for one in self.backbones)
+
+
+def _shorten(backbone: Backbone) -> str:
+    """Name of a backbone that may be part of a file's name; a folder or file by its last part alone."""
+    if backbone.is_embedded:
+        return f"{backbone.name}-{backbone.tag}"
+    family, _, place = backbone.name.partition(":")
+    layer = "" if backbone.pooled == (backbone.cuts[-1].name,) else f"-{backbone.pooled[0]}"
+    last = place.replace("\\", "/").rstrip("/").rpartition("/")[2]
+    return re.sub(r"[^A-Za-z0-9._]+", "-", f"{family}-{last}{layer}")[:80]
+
+
+def _describe(preprocessing: Preprocessing) -> dict[str, object]:
+    """Fields that decide what is seen; a newer one only where it is not at its default, so that older keys stay."""
+    values = asdict(preprocessing)
+    newer = fields(preprocessing)[_FIRST_FIELDS:]
+    return {name: v for name, v in values.items() if name not in {one.name for one in newer if v == one.default}}
 
 
 class Statistics(NamedTuple):
@@ -243,7 +288,17 @@ def load_network(embedding: Embedding) -> Path:
     content = build_network(embedding)
     write_atomic(path, content)
     write_atomic(seal, hash_bytes(content))
+    if embedding.is_tuned:
+        _drop_oldest(folder, "*-tuned-*.onnx", _TUNED_KEPT)
     return path
+
+
+def _drop_oldest(folder: Path, pattern: str, n_kept: int) -> None:
+    """Every training writes another tuned network, and it is hardly asked for again."""
+    with storage_errors(f"clear {folder}"):
+        for path in sorted(folder.glob(pattern), key=lambda path: path.stat().st_mtime)[:-n_kept]:
+            path.unlink(missing_ok=True)
+            path.with_suffix(".sha256").unlink(missing_ok=True)
 
 
 def build_network(embedding: Embedding) -> bytes:
@@ -265,6 +320,8 @@ def build_network(embedding: Embedding) -> bytes:
         If onnx or the weights' package is not installed.
     BackboneError
         If the weights are not those that are pinned, or shipped ranges or statistics cannot be used.
+    OptionError
+        If there are tuned weights that the network does not take.
     """
     graph = GraphWriter() if embedding.precision == "f32" else Int8Writer()
     size_px = embedding.preprocessing.size_px
@@ -275,6 +332,11 @@ def build_network(embedding: Embedding) -> bytes:
     x = graph.scale(pixels, embedding.preprocessing.offset, embedding.preprocessing.scale)
     parts: list[str] = []
     for backbone in embedding.backbones:
+        if not backbone.is_embedded:
+            state = backbone.tuned.load() if backbone.tuned else None
+            for name in backbone.pooled:
+                parts += _write_layer(graph, *write_network(graph, backbone, x, name, state=state))
+            continue
         prefix = "" if len(embedding.backbones) == 1 else f"{backbone.name}/"
         write_trunk(graph, backbone, load_weights(backbone), x, prefix=prefix)
         if embedding.pooling == "average":
@@ -286,9 +348,63 @@ def build_network(embedding: Embedding) -> bytes:
         both = graph.add("Concat", parts, axis=1)
         both = graph.add("Reshape", [both, graph.constant(np.array([2, -1, embedding.dim]))])
         graph.add("ReduceMean", [both, graph.constant(np.array([0]))], name="features", keepdims=0)
+    elif len(parts) == 1:
+        # A Concat of one part would be taken out, and OpenVINO choose one of the two names for the output.
+        graph.nodes[-1].output[0] = "features"
     else:
         graph.add("Concat", parts, name="features", axis=1)
     return graph.to_bytes(("pixels", ("N", size_px, size_px, 3)), ("features", ("N", embedding.dim)))
+
+
+def _write_layer(graph: GraphWriter, x: str, layer: Layer) -> list[str]:
+    """Add the averages of a layer of any network, each of norm 1."""
+    if layer.kind == "map":
+        axes = [1, 2] if layer.is_turned else [2, 3]
+        parts = [graph.add("ReduceMean", [x, graph.constant(np.array(axes))], keepdims=0)]
+    elif layer.kind == "vector":
+        parts = [x]
+    else:
+        start, stop, axis = (graph.constant(np.array([i])) for i in (layer.n_before, layer.shape[0], 1))
+        patches = graph.add("Slice", [x, start, stop, axis])
+        parts = [graph.add("Gather", [x, graph.constant(np.array(0))], axis=1)] if layer.n_before else []
+        parts.append(graph.add("ReduceMean", [patches, axis], keepdims=0))
+    return [_write_unit(graph, part) for part in parts]
+
+
+def build_trunk(backbone: Backbone, layer: str) -> bytes:
+    """Write a network up to a layer as an ONNX graph.
+
+    Parameters
+    ----------
+    backbone : Backbone
+        Any.
+    layer : str
+        One of `list_layers`.
+
+    Returns
+    -------
+    bytes
+        ONNX model, ``pixels`` (N, S, S, 3) uint8 to ``activations`` (N, C, H, W), (N, T, C) or (N, C) float32.
+
+    Raises
+    ------
+    OptionError
+        If there is no such layer.
+    MissingPackageError, BackboneError
+        As `build_network`.
+    """
+    graph = GraphWriter() if backbone.precision == "f32" else Int8Writer()
+    preprocessing = backbone.preprocessing
+    x = graph.scale("pixels", preprocessing.offset, preprocessing.scale)
+    if backbone.is_embedded:
+        found = find_layer(list_layers(backbone), layer)
+        write_trunk(graph, backbone, load_weights(backbone), x)
+        x = layer
+    else:
+        x, found = write_network(graph, backbone, x, layer)
+    graph.add("Identity", [x], name="activations")
+    size_px = preprocessing.size_px
+    return graph.to_bytes(("pixels", ("N", size_px, size_px, 3)), ("activations", ("N", *found.shape)))
 
 
 def _write_averages(graph: GraphWriter, backbone: Backbone, prefix: str) -> list[str]:
@@ -327,9 +443,14 @@ def _write_moments(graph: GraphWriter, x: str, n_positions: int) -> str:
 
 def _write_norm(graph: GraphWriter, x: str, norm: float) -> str:
     """Scale each row to a norm; a row of zeros stays one."""
+    return graph.add("Mul", [_write_unit(graph, x), graph.constant(np.float32(norm))])
+
+
+def _write_unit(graph: GraphWriter, x: str) -> str:
+    """Scale each row to norm 1; a row of zeros stays one."""
     length = graph.add("ReduceL2", [x, graph.constant(np.array([1]))], keepdims=1)
     length = graph.add("Max", [length, graph.constant(np.float32(_EPSILON))])
-    return graph.add("Mul", [graph.add("Div", [x, length]), graph.constant(np.float32(norm))])
+    return graph.add("Div", [x, length])
 
 
 def make_window(n_positions: int) -> NDArray[np.float32]:

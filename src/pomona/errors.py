@@ -12,6 +12,8 @@ Why: only the edge (`cli`) turns an error into an exit code, so every layer belo
     ├── BackboneError          the pretrained network or its weights cannot be used
     │   └── NotFiniteError     a network gave numbers that are not finite
     ├── FitError               a head cannot be fitted on these features
+    ├── TuneError              gradient training cannot begin, go on or end with something usable
+    │   └── DivergedError      the loss became no number
     ├── BundleError            a folder is not a usable bundle
     │   ├── BundleDamagedError its files do not match their hashes
     │   └── BundleFormatError  it was written by a newer Pomona
@@ -108,6 +110,14 @@ class NotFiniteError(BackboneError):
 
 class FitError(PomonaError):
     """A head cannot be fitted on these features."""
+
+
+class TuneError(PomonaError):
+    """Gradient training cannot begin, go on or end with something usable."""
+
+
+class DivergedError(TuneError):
+    """The loss became no number before there was anything good to keep."""
 
 
 class BundleError(PomonaError):

@@ -212,7 +212,7 @@ def extract_vectors(
     rows_of: dict[str, list[int]] = {}
     for i, digest in enumerate(hashes):
         rows_of.setdefault(digest, []).append(i)
-    with closing(VectorCache(embedding)) as cache:
+    with closing(_NoCache() if embedding.is_tuned else VectorCache(embedding)) as cache:
         for digest, vector in cache.read(list(rows_of)):
             values[rows_of[digest]] = vector
         missing = [digest for digest in rows_of if digest not in cache.found]
@@ -410,6 +410,21 @@ class VectorCache:
                 f"could not {task} the feature cache {self.path}: {error}; {advice}, or name another folder in "
                 "POMONA_CACHE"
             ) from error
+
+
+class _NoCache:
+    """For networks that were tuned: the next training makes others, and would leave a file behind each time."""
+
+    found: frozenset[str] = frozenset()
+
+    def read(self, _digests: Sequence[str]) -> Iterator[tuple[str, NDArray[np.float32]]]:
+        return iter(())
+
+    def write(self, digest: str, vector: NDArray[np.float32]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
 
 def _reraise_unless_damaged(error: sqlite3.DatabaseError) -> None:

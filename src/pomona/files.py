@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pomona.errors import StorageError
+from pomona.errors import OptionError, StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,6 +33,8 @@ SYSTEM_FILES = frozenset({".ds_store", "thumbs.db", "desktop.ini"})
 WINDOWS_FORBIDDEN = re.compile(r'[<>:"|?*\\\x00-\x1f]|[. ]+$')
 """What no name of a file may hold on Windows."""
 
+_PAGE_ENDINGS = frozenset({".html", ".htm"})
+_MARK_WITHIN = 1000
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 _ABANDONED_S = 24 * 3600
@@ -127,6 +129,37 @@ def write_atomic(path: Path, content: bytes | str) -> None:
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
+
+
+def check_page_place(path: Path, *, mark: bytes | None = None) -> None:
+    """Refuse a place for a page where something else would be lost, before the work begins.
+
+    Parameters
+    ----------
+    path : Path
+        Where the page shall go.
+    mark : bytes, optional
+        What an earlier page has among its first 1,000 bytes: it may be replaced, whatever its name, and nothing else
+        may. Without one the name has to tell a page from a photo, and the folder has to be there.
+
+    Raises
+    ------
+    OptionError
+        If there is no mark, and the file has another ending than ``.html`` or ``.htm``, or its folder is missing.
+    StorageError
+        If a folder stands there, or a file without the mark, or one that cannot be read.
+    """
+    if mark is None and path.suffix.lower() not in _PAGE_ENDINGS:
+        raise OptionError(f"preview: wanted a file that ends in .html, got {path}")
+    if mark is None and not path.parent.is_dir():
+        raise OptionError(f"preview: wanted a file in a folder that exists, got {path}; make {path.parent} first")
+    if path.is_dir():
+        raise StorageError(f"{path}: wanted a place for a page, got a folder; name a file in it")
+    if mark is not None and os.path.lexists(path):
+        with storage_errors(f"read what stands at {path}"), path.open("rb") as stream:
+            head = stream.read(_MARK_WITHIN)
+        if mark not in head:
+            raise StorageError(f"{path}: a file that is no preview stands there: move it or name another place")
 
 
 @contextlib.contextmanager

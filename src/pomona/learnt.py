@@ -142,7 +142,7 @@ def load_learnt(bundle: Bundle) -> Learnt:
     BundleError
         If it is not in the cache, or damaged.
     FitError
-        If there were too many photos to keep it.
+        If there were too many photos to keep it, or it was trained by gradients.
     """
     cache = cache_folder() / "learnt"
     paths = [path for path in cache.glob(f"*/{_name_state(bundle.manifest)}.npz") if _BASE.fullmatch(path.parent.name)]
@@ -166,6 +166,11 @@ def load_learnt(bundle: Bundle) -> Learnt:
 
 
 def _say_missing(bundle: Bundle, cache: Path) -> BundleError | FitError:
+    if bundle.manifest.provenance.get("head") == "gradient":
+        return FitError(
+            f"{bundle.folder}: wanted a recogniser whose head was fitted in closed form, this one was trained with "
+            "--tune; train again with these photos too"
+        )
     n_photos = len(bundle.learnt_from)
     dim = _read_dim(bundle.folder / HEAD_NAME)
     if is_too_many(n_photos, dim):

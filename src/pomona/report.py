@@ -138,6 +138,8 @@ class ReportData:
         Strengths that were tried.
     chosen_l2 : float or None
         The one that was chosen.
+    curves : sequence of (title, text, svg)
+        Pictures of the training, drawn by `pomona.curves`.
     """
 
     title: str
@@ -153,6 +155,7 @@ class ReportData:
     provenance: Mapping[str, str] = field(default_factory=dict)
     fits: Sequence[Fit] = ()
     chosen_l2: float | None = None
+    curves: Sequence[tuple[str, str, str]] = ()
 
 
 def write_report(path: Path, data: ReportData) -> None:

@@ -12,6 +12,7 @@ import csv
 import io
 import json
 import platform
+import shutil
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,14 +20,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pomona.bundle import HEAD_NAME, LEARNT_NAME, MODEL_NAME, write_bundle
+from pomona.bundle import HEAD_NAME, LEARNT_NAME, MODEL_NAME, TUNED_NAME, write_bundle
 from pomona.clock import Stage
+from pomona.curves import draw_learning_curves, draw_lr_curve
 from pomona.errors import BundleError, PhotoError
 from pomona.evaluation import mistakes
 from pomona.features import read_unchanged
-from pomona.files import MANIFEST_NAME, write_atomic
+from pomona.files import MANIFEST_NAME, storage_errors, write_atomic
 from pomona.photo import decode_photo
 from pomona.report import N_CARDS, ClassCount, MistakeCard, ReportData, draw_confusion, write_report
+from pomona.run_log import RESULTS_NAME
+from pomona.source import hide_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -39,9 +43,14 @@ if TYPE_CHECKING:
     from pomona.embedding import Embedding
     from pomona.evaluation import Evaluation
     from pomona.head import Fit, Head
+    from pomona.lr_range import RangeResult
+    from pomona.run_log import Row
 
 SETTINGS_NAME = "args.yaml"
 CHANGES_NAME = "changes.csv"
+TUNING_FILES = ("best.safetensors", "mlflow_run.txt", "tensorboard")
+"""What a tuning folder holds that the run keeps."""
+
 RUN_FILES = frozenset(
     {
         MANIFEST_NAME,
@@ -51,11 +60,13 @@ RUN_FILES = frozenset(
         "metrics.json",
         "predictions.csv",
         "confusion_matrix.png",
-        "results.csv",
+        RESULTS_NAME,
         SETTINGS_NAME,
         "audit.csv",
         "report.html",
         CHANGES_NAME,
+        TUNED_NAME,
+        *TUNING_FILES,
     }
 )
 """All that `write_run` and `pomona.teaching` write; what else lies in a run folder is not ours."""
@@ -93,6 +104,12 @@ class Run:
         What these photos are, in words.
     notes : tuple of str
         What to know before trusting the numbers.
+    curve : tuple of Row
+        Of training by gradients, a line an epoch; none where the head was fitted in closed form.
+    range_result : RangeResult, optional
+        Where its learning rate was looked for.
+    tuning_folder : Path, optional
+        Where it was logged and its checkpoints are.
     """
 
     title: str
@@ -106,6 +123,9 @@ class Run:
     evaluation: Evaluation
     evaluated_on: str
     notes: tuple[str, ...]
+    curve: tuple[Row, ...] = ()
+    range_result: RangeResult | None = None
+    tuning_folder: Path | None = None
 
 
 def write_run(folder: Path, run: Run, stages: Sequence[Stage]) -> Bundle:
@@ -146,13 +166,39 @@ def write_run(folder: Path, run: Run, stages: Sequence[Stage]) -> Bundle:
     _repeat_predictions(bundle, run)
     write_atomic(folder / "metrics.json", _to_json(run.evaluation.to_dict(confusion=True)))
     write_atomic(folder / "predictions.csv", _list_predictions(run))
-    write_atomic(folder / "results.csv", _list_fits(run))
+    _keep_curve(folder, run)
     write_atomic(folder / "audit.csv", _list_skipped(run.dataset))
     write_atomic(folder / SETTINGS_NAME, _list_settings(run))
     write_atomic(folder / "confusion_matrix.png", draw_confusion(run.evaluation))
     save = Stage("save", time.perf_counter() - started_s)
     write_report(folder / "report.html", _gather_report(run, (*stages, save), now))
     return bundle
+
+
+def _keep_curve(folder: Path, run: Run) -> None:
+    """Write results.csv: the strengths tried, or the log of training, with what else that left."""
+    if run.tuning_folder is None:
+        write_atomic(folder / RESULTS_NAME, _list_fits(run))
+        return
+    with storage_errors(f"copy {run.tuning_folder} to {folder}"):
+        for name in (RESULTS_NAME, *TUNING_FILES):
+            source = run.tuning_folder / name
+            if source.is_dir():
+                shutil.copytree(source, folder / name)
+            elif source.is_file():
+                shutil.copyfile(source, folder / name)
+
+
+def _draw_curves(run: Run) -> list[tuple[str, str, str]]:
+    drawn = []
+    if run.curve:
+        text = "Training photos are cropped, mixed and their labels smoothed, so their numbers look worse."
+        if run.fits:
+            text += " The curve is of the head that was trained along; the one above was fitted anew on what it left."
+        drawn.append(("Learning curves", text, draw_learning_curves(run.curve)))
+    if run.range_result:
+        drawn.append(("Learning rate", run.range_result.reason, draw_lr_curve(run.range_result)))
+    return drawn
 
 
 def _repeat_predictions(bundle: Bundle, run: Run) -> None:
@@ -179,6 +225,8 @@ def _read_unchanged(photo: Photo) -> bytes | None:
 def _list_provenance(run: Run) -> dict[str, str | int | float | bool | None]:
     # A bundle is passed on: it names the data and no folder of this machine. The paths stay in args.yaml.
     options = {f"option_{name}": value for name, value in run.settings.items() if name not in {"data", "output"}}
+    if isinstance(backbone := run.settings.get("backbone"), str):
+        options["option_backbone"] = hide_folder(backbone)
     return {
         "dataset_fingerprint": run.dataset.fingerprint,
         "n_train": len(run.dataset.part("train").photos),
@@ -186,7 +234,7 @@ def _list_provenance(run: Run) -> dict[str, str | int | float | bool | None]:
         "accuracy": run.evaluation.accuracy.value,
         "option_data": run.title,
         **options,
-        "head": "ridge",
+        "head": "gradient" if run.tuning_folder and not run.fits else "ridge",
         "l2": run.head.l2,
     }
 
@@ -279,6 +327,7 @@ def _gather_report(run: Run, stages: Sequence[Stage], created: str) -> ReportDat
         },
         fits=run.fits,
         chosen_l2=run.head.l2,
+        curves=_draw_curves(run),
     )
 
 

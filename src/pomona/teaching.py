@@ -385,7 +385,7 @@ def _renew_manifest(
             "created": now,
             "classes": list_classes(tree),
             "provenance": {**manifest.provenance, **counts},
-            "files": {name: hash_bytes(content) for name, content in contents.items()},
+            "files": {**manifest.files, **{name: hash_bytes(content) for name, content in contents.items()}},
         }
     ).seal()
 

@@ -1,6 +1,6 @@
 """Make a small golden bundle of each format, their photos, and what they must answer for them.
 
-In: nothing. Out: bundle-v1/, bundle-v2/, photos/ and bundle-v?-expected.json beside this file.
+In: nothing. Out: bundle-v1/ to bundle-v3/, photos/ and bundle-v?-expected.json beside this file.
 Why: every later version must load these folders and answer the same. So nothing here uses Pomona: the networks are
 written node by node, the manifests and their checksums as docs/bundle-format.md has them, and the answers come from
 numpy. The networks are toys with every kind of node that a real one of their format has.
@@ -110,6 +110,28 @@ MANIFEST_V2 = {
         "backbones": [BACKBONE | {"name": "patches", "pooled": ["patches"]}],
     },
     "provenance": {"n_train": 3, "accuracy": 1.0, "option_data": "水果", "option_effort": "fast", "l2": 0.01},
+}
+
+# Levels 0-255 of each channel: less the first, by the second.
+OFFSET_V3, SCALE_V3 = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+CROP_SHARE, GAMMA = 0.875, 0.8
+MANIFEST_V3 = {
+    "format": 3,
+    "pomona_version": "0.2.0",
+    "created": "2026-11-24T00:00:00+00:00",
+    "classes": MANIFEST_V1["classes"],
+    "preprocessing": {
+        "size_px": SIZE_PX,
+        "fit": "crop",
+        "resample": "bicubic",
+        "offset": OFFSET_V3,
+        "scale": SCALE_V3,
+        "decode_px": DECODE_PX,
+        "crop_share": CROP_SHARE,
+        "enhance": ["white-balance", f"gamma={GAMMA}"],
+    },
+    "embedding": {"pooling": "average", "mirrored": False, "precision": "f32"},
+    "provenance": {"n_train": 3, "accuracy": 1.0, "option_data": "水果", "option_tune": "tail", "option_resume": False},
 }
 
 
@@ -236,13 +258,17 @@ def _embed_side(pixels: np.ndarray) -> np.ndarray:
 
 
 def read_v2(photo: bytes) -> np.ndarray:
-    """Pixels (32, 32, 3): JPEG at the smallest fraction that leaves both sides `DECODE_PX` long."""
+    """Pixels (32, 32, 3): all of the photo."""
+    return np.asarray(open_at_fraction(photo).resize((SIZE_PX, SIZE_PX), Image.Resampling.BILINEAR))
+
+
+def open_at_fraction(photo: bytes) -> Image.Image:
+    """Upright photo, JPEG at the smallest fraction that leaves both sides `DECODE_PX` long."""
     picture = Image.open(io.BytesIO(photo))
     fits = [n for n in (8, 4, 2) if min(math.ceil(side / n) for side in picture.size) >= DECODE_PX]
     if picture.format == "JPEG" and fits:
         picture.draft("RGB", tuple(math.ceil(side / fits[0]) for side in picture.size))
-    picture = ImageOps.exif_transpose(picture).convert("RGB")
-    return np.asarray(picture.resize((SIZE_PX, SIZE_PX), Image.Resampling.BILINEAR))
+    return ImageOps.exif_transpose(picture).convert("RGB")
 
 
 def make_bundle_v2(photos: dict[str, bytes]) -> tuple[dict[str, bytes], dict[str, object]]:
@@ -258,6 +284,102 @@ def make_bundle_v2(photos: dict[str, bytes]) -> tuple[dict[str, bytes], dict[str
         "train_photos.txt": "".join(f"{one}\n" for one in hashes).encode("ascii"),
     }
     files["pomona.json"] = write_manifest(MANIFEST_V2, files)
+    return files, {name: answer(weights.astype(float) @ vector + bias) for name, vector in features.items()}
+
+
+# --- format 3: patches scaled channel by channel; the layer above them has its weights in a file of their own too -----
+
+_RANDOM_V3 = np.random.default_rng(3)
+PATCHES_V3 = (_RANDOM_V3.standard_normal((8, 3, 4, 4)) / 8).astype(np.float32)
+TUNED_LAYER = "patches"
+TUNED = {
+    "mix.weight": (_RANDOM_V3.standard_normal((12, 8, 1, 1)) / 2).astype(np.float32),
+    "mix.bias": np.linspace(-0.5, 1.5, 12, dtype=np.float32),
+}
+
+
+def make_network_v3(weights: np.ndarray, bias: np.ndarray) -> bytes:
+    """Pixels (N, 32, 32, 3) uint8 to probabilities (N, 3) and features (N, 12)."""
+    constants: dict[str, object] = {
+        "offset": np.array(OFFSET_V3, np.float32)[:, None, None],
+        "scale": (1 / np.array(SCALE_V3)).astype(np.float32)[:, None, None],
+        "filters": PATCHES_V3,
+        "places": np.array([2, 3]),
+        "one": np.array([1]),
+        "tiny": np.float32(1e-12),
+        "weights": weights,
+        "bias": bias,
+        **TUNED,
+    }
+    steps = [
+        ("Cast", ["pixels"], "float", {"to": TensorProto.FLOAT}),
+        ("Transpose", ["float"], "planes", {"perm": [0, 3, 1, 2]}),
+        ("Sub", ["planes", "offset"], "centred", {}),
+        ("Mul", ["centred", "scale"], "scaled", {}),
+        ("Conv", ["scaled", "filters"], "cut", {"kernel_shape": [4, 4], "strides": [4, 4]}),
+        ("Relu", ["cut"], "patches", {}),
+        ("Conv", ["patches", "mix.weight", "mix.bias"], "mixed", {"kernel_shape": [1, 1]}),
+        ("Relu", ["mixed"], "mix", {}),
+        ("ReduceMean", ["mix", "places"], "averages", {"keepdims": 0}),
+        ("ReduceL2", ["averages", "one"], "norm", {"keepdims": 1}),
+        ("Max", ["norm", "tiny"], "length", {}),
+        ("Div", ["averages", "length"], "features", {}),
+        ("Gemm", ["features", "weights", "bias"], "logits", {"transB": 1}),
+        ("Softmax", ["logits"], "probabilities", {"axis": 1}),
+    ]
+    graph = helper.make_graph(
+        [helper.make_node(kind, inputs, [output], **options) for kind, inputs, output, options in steps],
+        "pomona",
+        [helper.make_tensor_value_info("pixels", TensorProto.UINT8, ("N", SIZE_PX, SIZE_PX, 3))],
+        [
+            helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ("N", len(CLASSES))),
+            helper.make_tensor_value_info("features", TensorProto.FLOAT, ("N", len(TUNED["mix.bias"]))),
+        ],
+        initializer=[numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    return helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9, producer_name="pomona"
+    ).SerializeToString()
+
+
+def embed_v3(pixels: np.ndarray) -> np.ndarray:
+    """Features (12,) of pixels (32, 32, 3), in float64."""
+    cut = ((pixels - np.array(OFFSET_V3)) / SCALE_V3).reshape(N_PLACES, 4, N_PLACES, 4, 3)
+    patches = np.maximum(np.einsum("hawbc,kcab->khw", cut, PATCHES_V3.astype(np.float64)), 0)
+    mixed = np.einsum("kc,chw->khw", TUNED["mix.weight"][:, :, 0, 0].astype(np.float64), patches)
+    averages = np.maximum(mixed + TUNED["mix.bias"][:, None, None], 0).mean(axis=(1, 2))
+    return averages / np.linalg.norm(averages)
+
+
+def read_v3(photo: bytes) -> np.ndarray:
+    """Pixels (32, 32, 3): the middle of the photo, in balanced and lighter colours."""
+    picture = open_at_fraction(photo)
+    middle = np.array(picture.size) / 2
+    half = CROP_SHARE * min(picture.size) / 2
+    box = (*(middle - half), *(middle + half))
+    levels = np.asarray(picture.resize((SIZE_PX, SIZE_PX), Image.Resampling.BICUBIC, box=box))
+    light = 255 * np.mean((levels / 255) ** 6, axis=(0, 1)) ** (1 / 6)
+    balanced = np.clip(np.rint(levels * np.clip(light.mean() / light, 0.5, 2)), 0, 255)
+    return np.rint(255 * (balanced / 255) ** GAMMA)
+
+
+def make_bundle_v3(photos: dict[str, bytes]) -> tuple[dict[str, bytes], dict[str, object]]:
+    """Files of the bundle of format 3, and what it must answer; its head is made from three of the photos."""
+    features = {name: embed_v3(read_v3(data)) for name, data in photos.items()}
+    learnt = np.stack([features[name] for name in ("red.png", "green.png", "yellow.jpg")])
+    weights = (40 * (learnt - learnt.mean(axis=0))).astype(np.float32)
+    bias = -(weights.astype(np.float64) @ learnt.mean(axis=0)).astype(np.float32)
+    hashes = sorted(hashlib.sha256(photos[name]).hexdigest() for name in ("red.png", "green.png", "yellow.jpg"))
+    files = {
+        "model.onnx": make_network_v3(weights, bias),
+        "head.safetensors": save({"weights": weights, "bias": bias}),
+        "tail.safetensors": save(TUNED),
+        "train_photos.txt": "".join(f"{one}\n" for one in hashes).encode("ascii"),
+    }
+    tuned = {"layer": TUNED_LAYER, "sha256": hashlib.sha256(files["tail.safetensors"]).hexdigest()}
+    backbone = BACKBONE | {"name": "hf:mixed", "pooled": ["mix"], "tuned": tuned}
+    manifest = MANIFEST_V3 | {"embedding": MANIFEST_V3["embedding"] | {"backbones": [backbone]}}
+    files["pomona.json"] = write_manifest(manifest, files)
     return files, {name: answer(weights.astype(float) @ vector + bias) for name, vector in features.items()}
 
 
@@ -315,7 +437,8 @@ def main() -> None:
         if not (HERE / "photos" / name).exists():
             (HERE / "photos" / name).write_bytes(data)
     photos = {name: (HERE / "photos" / name).read_bytes() for name in make_photos()}
-    for name, make in (("bundle-v1", make_bundle_v1), ("bundle-v2", make_bundle_v2)):
+    makers = {"bundle-v1": make_bundle_v1, "bundle-v2": make_bundle_v2, "bundle-v3": make_bundle_v3}
+    for name, make in makers.items():
         if (HERE / name).exists():
             continue
         (HERE / name).mkdir()
