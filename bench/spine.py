@@ -72,11 +72,11 @@ def median(runs: list[dict], key: str) -> float:
 def measure_floor(environment: dict[str, str]) -> tuple[float, float]:
     """Photos per second of decoding and resizing alone, and of the network alone, on every core."""
     os.environ["POMONA_CACHE"] = environment["POMONA_CACHE"]
-    from pomona.effort import measure_machine, plan_embedding
+    from pomona.effort import choose_precision, measure_machine, plan_embedding
     from pomona.embedding import load_network
     from pomona.engine import Engine, count_cpus
 
-    embedding = plan_embedding("fast", precision=measure_machine().precision)
+    embedding = plan_embedding("fast", precision=choose_precision(measure_machine()))
     paths = sorted((GROCERY / "train").rglob("*.jpg"))[:: 2640 // N_FLOOR][:N_FLOOR]
     with ThreadPoolExecutor(count_cpus()) as pool:
         started_s = time.perf_counter()

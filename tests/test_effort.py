@@ -16,6 +16,7 @@ from pomona.effort import (
     Forecast,
     Machine,
     choose_effort,
+    choose_precision,
     forecast,
     measure_machine,
     parse_time,
@@ -111,6 +112,15 @@ def test_the_machine_is_measured() -> None:
     assert all(1e8 < rate < 1e15 for rate in (machine.int8_rate, machine.f32_rate, machine.solve_rate))
     assert replace(machine, int8_rate=2.0, f32_rate=1.0).precision == "int8"
     assert replace(machine, int8_rate=1.0, f32_rate=2.0).precision == "f32"
+
+
+def test_noise_does_not_change_the_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POMONA_CACHE", str(tmp_path))
+    for rate, wanted in ((1.0, "int8"), (1.4, "int8"), (1.6, "f32"), (0.7, "f32"), (0.6, "int8")):
+        assert choose_precision(Machine(int8_rate=1.0, f32_rate=rate, solve_rate=1.0)) == wanted, rate
+    (kept,) = tmp_path.iterdir()
+    kept.write_bytes(b"\xff of another kind")
+    assert choose_precision(Machine(1.0, 1.3, 1.0)) == "f32"
 
 
 def test_a_forecast_grows_with_photos_and_slows_with_the_machine(photos: list[Path]) -> None:

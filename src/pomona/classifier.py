@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pomona.effort import Effort, measure_machine, plan_embedding
+from pomona.effort import Effort, choose_precision, measure_machine, plan_embedding
 from pomona.errors import DataError, MissingPackageError, NotFiniteError, PhotoError
 from pomona.features import extract_vectors, read_unchanged
 from pomona.files import hash_bytes
@@ -121,7 +121,7 @@ class PomonaClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.classes_, labels = np.unique(targets, return_inverse=True)
         if len(self.classes_) < 2:
             raise DataError(f"wanted two classes or more, got {len(self.classes_)}")
-        precision = measure_machine(self.workers).precision
+        precision = choose_precision(measure_machine(self.workers))
         self.embedding_ = plan_embedding(self.effort, backbone=self.backbone, size_px=self.imgsz, precision=precision)
         try:
             vectors, hashes = self._embed(photos)

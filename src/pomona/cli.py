@@ -447,7 +447,7 @@ def enhance(
 ) -> None:
     """Show what enhancement does to your photos, and measure whether it helps."""
     from pomona.dataset import load_dataset
-    from pomona.effort import measure_machine, plan_embedding
+    from pomona.effort import choose_precision, measure_machine, plan_embedding
     from pomona.enhancement import parse_enhancement
     from pomona.enhancement_effect import list_variants, measure_effects
     from pomona.enhancement_sheet import choose_photos, write_sheet
@@ -462,7 +462,7 @@ def enhance(
     effects = None
     with _show_progress() as on_progress:
         dataset = load_dataset(data, on_photo=functools.partial(on_progress, "read"))
-        precision = measure_machine(workers).precision if measure else "f32"
+        precision = choose_precision(measure_machine(workers)) if measure else "f32"
         embedding = plan_embedding(effort, precision=precision)
         if measure:
             effects = measure_effects(

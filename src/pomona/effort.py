@@ -8,6 +8,7 @@ that were measured; what they cost here is measured on this machine before anyth
 from __future__ import annotations
 
 import contextlib
+import platform
 import re
 import tempfile
 import time
@@ -21,7 +22,7 @@ from pomona.backbone import BackboneName, Precision, choose_layer, find_backbone
 from pomona.embedding import Embedding
 from pomona.engine import Engine, count_cpus, measure_rate
 from pomona.errors import OptionError, PhotoError
-from pomona.files import storage_errors
+from pomona.files import cache_folder, storage_errors, write_atomic
 from pomona.graph import Convolution, GraphWriter, Int8Writer
 from pomona.int8 import RELU6, Range
 from pomona.photo import read_photo_bytes
@@ -60,6 +61,9 @@ RECIPES: dict[Effort, Recipe] = {
     "best": Recipe(("lite0", "lite2"), 400, mirrored=True),
 }
 """Measured on the Grocery Store photos, groups of like photos held out whole: docs/decisions/0011."""
+
+_SLOWER = 1.5
+"""How much faster another precision than the one at hand must be to take its place."""
 
 _START_S = 2.5
 """Imports, compiling, writing the run and its report: what does not grow with the photos."""
@@ -145,8 +149,47 @@ class Machine:
 
     @property
     def precision(self) -> Precision:
-        """The faster one for networks; int8 where there is little between them, so that noise does not decide."""
+        """The faster one for networks; int8 where there is little between them."""
         return "int8" if 1.15 * self.int8_rate > self.f32_rate else "f32"
+
+
+def choose_precision(machine: Machine) -> Precision:
+    """Choose what networks compute in; the choice is kept in the cache, so that noise does not change it.
+
+    Features of the other precision are not in the cache, so a run after a change computes every photo anew. Where both
+    are nearly as fast, a busy moment decides what a single measurement says.
+
+    Parameters
+    ----------
+    machine : Machine
+        What was measured.
+
+    Returns
+    -------
+    {"int8", "f32"}
+        The one that was chosen before, unless the other is half as fast again; else the faster one.
+
+    Raises
+    ------
+    StorageError
+        If the choice cannot be kept.
+    """
+    path = cache_folder() / f"precision-{platform.node()}"
+    kept = _read_choice(path)
+    rates = {"int8": machine.int8_rate, "f32": machine.f32_rate}
+    if kept is not None and max(rates.values()) <= _SLOWER * rates[kept]:
+        return kept
+    write_atomic(path, machine.precision)
+    return machine.precision
+
+
+def _read_choice(path: Path) -> Precision | None:
+    """Precision in a file; None where there is none."""
+    try:
+        text = path.read_text()
+    except (OSError, ValueError):
+        return None
+    return next((one for one in get_args(Precision) if one == text), None)
 
 
 def measure_machine(n_workers: int | None = None) -> Machine:

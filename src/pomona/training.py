@@ -25,7 +25,7 @@ from pomona.dataset import (
     drop_empty_classes,
     load_dataset,
 )
-from pomona.effort import Effort, choose_effort, forecast, measure_machine, parse_time, plan_embedding
+from pomona.effort import Effort, choose_effort, choose_precision, forecast, measure_machine, parse_time, plan_embedding
 from pomona.embedding import Embedding
 from pomona.enhancement import parse_enhancement
 from pomona.errors import DataError, MissingPackageError, NotFiniteError, OptionError, StorageError
@@ -332,7 +332,7 @@ def _tune(
     with clock.step("plan"):
         machine = measure_machine(options.workers)
         kept = read_precision(folder) if options.resume else None
-        embedding = _plan_tuned(options, kept or machine.precision)
+        embedding = _plan_tuned(options, kept or choose_precision(machine))
         refitted = _plan_refit(options, embedding)
         used = {"train", plan.choose_on, plan.report_on} if refitted else {plan.report_on}
         photos = [photo for photo in dataset.photos if photo.split in used and photo.label >= 0]
@@ -423,6 +423,7 @@ def _plan_effort(
 ) -> tuple[TrainOptions, Embedding, tuple[Forecast, ...], Forecast]:
     """Forecast the effort that is wanted, or all of them where a time is given, and take the one that fits."""
     machine = measure_machine(options.workers)
+    precision = choose_precision(machine)
     efforts: tuple[Effort, ...] = get_args(Effort) if options.effort is None else (options.effort,)
     n_learnt = sum(photo.split == "train" and photo.label >= 0 for photo in dataset.photos)
     embeddings = {
@@ -430,7 +431,7 @@ def _plan_effort(
             effort,
             backbone=options.backbone,
             size_px=options.imgsz,
-            precision=machine.precision,
+            precision=precision,
             layer=options.layer,
             enhance=parse_enhancement(options.enhance),
         )
