@@ -243,7 +243,7 @@ def _gather_cards(audit: Audit, photos: _Photos) -> list[dict[str, Any]]:
 
 
 def _mirror_conflicts(findings: Sequence[Finding]) -> Iterator[Finding]:
-    """All findings, and for each pair with different labels one about the other photo: that one may be the wrong one."""
+    """All findings, and of each pair with different labels one about the other photo: it may be the wrong one."""
     told = {one.name for one in findings if one.check == "conflicting_label"}
     for one in findings:
         yield one
@@ -277,7 +277,7 @@ def _gather_groups(audit: Audit, photos: _Photos) -> list[dict[str, Any]]:
 
 
 def _order_pictures(groups: Sequence[Mapping[str, Any]], cards: Sequence[Mapping[str, Any]]) -> list[int]:
-    """Numbers of photos, those first that must not be missing: the worst of every check, each with what it is beside."""
+    """Numbers of photos, the worst of every check first, each with what it is shown beside."""
     order = [number for group in groups for number in group["photos"]]
     for card in sorted(cards, key=lambda card: card["rank"]):
         others = [found[2] for found in card["found"] if found[2] >= 0]
