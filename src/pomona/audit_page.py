@@ -79,6 +79,7 @@ def write_audit_page(path: Path, audit: Audit, *, title: str = "") -> None:
         If something else stands there, or the file cannot be written.
     """
     check_page_place(path, mark=PAGE_MARK)
+    audit = replace(audit, findings=tuple(_mirror_conflicts(audit.findings)))
     try:
         from jinja2 import Environment, StrictUndefined
     except ImportError as error:
@@ -123,7 +124,8 @@ def _state_verdict(audit: Audit) -> dict[str, str]:
     n_all = len(dataset.photos) + len(dataset.skipped)
     usable = {photo.name for photo in dataset.photos}
     n_flagged = len({one.name for one in audit.findings if one.flagged} & usable)
-    found = f"{_write_count(n_all, 'photo')}, {len(dataset.photos):,} of them usable."
+    n_usable = "all usable" if not dataset.skipped else f"{len(dataset.photos):,} of them usable"
+    found = f"{_write_count(n_all, 'photo')}, {n_usable}."
     answer = (
         f"{_write_count(n_flagged, 'photo deserves', 'photos deserve')} a look." if n_flagged else "Nothing to decide."
     )
@@ -208,6 +210,7 @@ def _gather_data(audit: Audit) -> dict[str, Any]:
         "format": _FORMAT,
         "fingerprint": audit.dataset.fingerprint,
         "classes": ["/".join(path) for path in audit.dataset.tree.paths],
+        "names": audit.dataset.tree.names,
         "checks": {name: [check.title, check.advice] for name, check in CHECKS.items()},
         "counts": _count_flagged(audit),
         "photos": [
@@ -221,11 +224,11 @@ def _gather_data(audit: Audit) -> dict[str, Any]:
 
 def _gather_cards(audit: Audit, photos: _Photos) -> list[dict[str, Any]]:
     """A card a photo, with all that was found about it."""
-    findings = [one for one in _mirror_conflicts(audit.findings) if one.flagged]
+    findings = [one for one in audit.findings if one.flagged]
     ranks = _rank_photos(one for one in findings if one.name in photos)
     classes = {name: index for index, name in enumerate(audit.dataset.tree.names)}
     cards: dict[str, dict[str, Any]] = {}
-    for one in findings:
+    for place, one in enumerate(findings):
         if one.name not in ranks:
             continue
         if one.name not in cards:
@@ -238,7 +241,7 @@ def _gather_cards(audit: Audit, photos: _Photos) -> list[dict[str, Any]]:
                 "suggested": photos.numbers(near.suggested[:_N_NEAREST] if near else ()),
             }
         suggested = classes.get(one.suggested, -1)
-        cards[one.name]["found"].append((one.check, one.reason, photos.number(one.other), suggested))
+        cards[one.name]["found"].append((one.check, one.reason, photos.number(one.other), suggested, place))
     return list(cards.values())
 
 

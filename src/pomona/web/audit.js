@@ -3,7 +3,8 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const photos = data.photos.map(([name, sha256, label, split, picture]) => ({ name, sha256, label, split, picture }));
 const byId = (id) => document.getElementById(id);
-const className = (index) => data.classes[index] ?? "no class of the training part";
+const classPath = (index) => data.classes[index] ?? "";
+const className = (index) => data.names[index] ?? "no class of the training part";
 const STEP = 60;
 
 function make(tag, attributes = {}, ...children) {
@@ -130,8 +131,8 @@ function makeShown(card) {
   const others = [...new Set(card.found.map((found) => found[2]).filter((number) => number >= 0 && number !== card.photo))];
   const shown = make("div", { class: "shown" });
   if (others.length) {
-    shown.append(...[card.photo, ...others].map((number) => {
-      const figure = makeFigure(number, withSplit(photos[number]));
+    shown.append(...[card.photo, ...others].map((number, place) => {
+      const figure = makeFigure(number, (place ? "beside " : "") + withSplit(photos[number]));
       figure.append(make("div", { class: "file" }, isolated(fileOf(photos[number]))));
       return figure;
     }));
@@ -167,7 +168,7 @@ function makeControls(card, element) {
     element.toggleAttribute("data-decided", isComplete(decision));
   };
   const choose = (action) => {
-    decide(photo, action, action === "relabel" ? relabel.value || (suggested === undefined ? "" : className(suggested)) : "");
+    decide(photo, action, action === "relabel" ? relabel.value || (suggested === undefined ? "" : classPath(suggested)) : "");
     update();
     if (action === "relabel") relabel.select();
   };
@@ -202,7 +203,7 @@ let nShown = 0;
 for (const card of data.cards) {
   const photo = photos[card.photo];
   const words = card.found.flatMap(([name, reason, , suggested]) => [data.checks[name][0], reason, data.classes[suggested] ?? ""]);
-  card.words = [photo.name, className(photo.label), ...words].join("\n").toLowerCase();
+  card.words = [photo.name, classPath(photo.label), ...words].join("\n").toLowerCase();
 }
 
 function fits(card) {
@@ -220,7 +221,7 @@ function show() {
   chosen = data.cards.filter(fits);
   if (check) {
     // The worst of this check first, whatever else was found about them.
-    const place = new Map(data.cards.map((card) => [card, card.found.findIndex((found) => found[0] === check)]));
+    const place = new Map(chosen.map((card) => [card, card.found.find((found) => found[0] === check)[4]]));
     chosen.sort((a, b) => place.get(a) - place.get(b));
   }
   nShown = 0;
