@@ -279,8 +279,8 @@ class _Planner:
         if len(left) < 2:
             names = ", ".join("/".join(path) for path in left)
             raise DataError(
-                f"{shown}: wanted photos of at least two classes to learn from, {len(stay)} photos of one stay "
-                f"({names}): drop fewer, or keep some"
+                f"{shown}: wanted photos of at least two classes to learn from, got one ({names}) among the "
+                f"{len(stay)} photos that stay: drop fewer, or keep some"
             )
 
     def _drop(self, rows: Iterable[int], why: str) -> None:
