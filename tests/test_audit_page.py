@@ -30,7 +30,7 @@ from pomona.errors import StorageError
 from pomona.evaluation import Metric
 from pomona.findings import CHECKS, Audit, Finding, Nearest, Remark, SplitGap, sort_findings
 
-HOSTILE = "</script><script>alert(\"1\")</script><!-- & 'x' {{ 7 }} \u202eabc \U0001f34b\u2028"
+HOSTILE = "</script ><script>alert(\"1\")</script><!-- & 'x' {{ 7 }} \u202eabc \U0001f34b\u2028"
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
 
 

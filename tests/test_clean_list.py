@@ -180,6 +180,15 @@ def test_a_list_is_relative_where_it_can_be(fruit: Dataset, tmp_path: Path) -> N
     assert load_dataset(tmp_path / "elsewhere" / "clean.tsv").n_photos == 8
 
 
+def test_a_photo_that_a_table_lists_twice_stays_once_where_a_decision_unites_the_two(tmp_path: Path) -> None:
+    _make_tree(tmp_path / "d", {"A/1.jpg": "1", "B/1.jpg": "2"})
+    (tmp_path / "t.csv").write_text("file_name,label\nd/A/1.jpg,A\nd/A/1.jpg,B\nd/B/1.jpg,B\n")
+    data = load_dataset(tmp_path / "t.csv")
+    assert len(plan_clean(Audit(data)).photos) == 3
+    plan = plan_clean(Audit(data), [_decide(data, "d/A/1.jpg", "relabel", "A")])
+    assert sorted(one.photo.name for one in plan.photos) == ["d/A/1.jpg", "d/B/1.jpg"]
+
+
 def test_only_a_clean_list_is_replaced(fruit: Dataset, tmp_path: Path) -> None:
     plan = plan_clean(Audit(fruit))
     out = tmp_path / "clean.csv"
@@ -386,6 +395,10 @@ def test_nothing_of_the_users_is_lost_with_an_earlier_tree(fruit: Dataset, tmp_p
     with pytest.raises(StorageError, match=r"train/A/1\.jpg"):
         write_clean(plan, out)
     (out / "train/A/1.jpg").unlink()
+    (out / "mine too.jpg").hardlink_to(tmp_path / "fruit/train/A/1.jpg")
+    with pytest.raises(StorageError, match=r"mine too\.jpg"):
+        write_clean(plan, out)
+    (out / "mine too.jpg").unlink()
     (out / "folder").symlink_to(tmp_path)
     with pytest.raises(StorageError, match=r"1 files would be lost .*: folder:"):
         write_clean(plan, out)
