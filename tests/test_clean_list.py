@@ -386,7 +386,7 @@ def test_nothing_of_the_users_is_lost_with_an_earlier_tree(fruit: Dataset, tmp_p
     (out / ".DS_Store").write_bytes(b"")
     write_clean(plan, out)
     (out / "train/A/mine.jpg").write_bytes(b"mine")
-    with pytest.raises(StorageError, match=r"1 files would be lost .*train/A/mine\.jpg"):
+    with pytest.raises(StorageError, match=r"would be lost .1.: train/A/mine\.jpg"):
         write_clean(plan, out)
     assert (out / "train/A/mine.jpg").read_bytes() == b"mine"
     (out / "train/A/mine.jpg").unlink()
@@ -400,7 +400,7 @@ def test_nothing_of_the_users_is_lost_with_an_earlier_tree(fruit: Dataset, tmp_p
         write_clean(plan, out)
     (out / "mine too.jpg").unlink()
     (out / "folder").symlink_to(tmp_path)
-    with pytest.raises(StorageError, match=r"1 files would be lost .*: folder:"):
+    with pytest.raises(StorageError, match=r"would be lost .1.: folder:"):
         write_clean(plan, out)
 
 
@@ -409,7 +409,7 @@ def test_a_photo_that_is_nowhere_else_is_not_lost(fruit: Dataset, tmp_path: Path
     plan = plan_clean(Audit(fruit))
     write_clean(plan, out)
     (tmp_path / "fruit/val/B/2.jpg").unlink()
-    with pytest.raises(StorageError, match=r"1 files would be lost .*val/B/2\.jpg"):
+    with pytest.raises(StorageError, match=r"would be lost .1.: val/B/2\.jpg"):
         check_clean_place(fruit, out)
 
 

@@ -558,7 +558,7 @@ def _require_own_tree(out: Path) -> None:
     foreign += [name for key, inside in names.items() if n_links[key] <= len(inside) for name in inside]
     if foreign:
         raise StorageError(
-            f"{out}: {len(set(foreign))} files would be lost that are no links to photos elsewhere: "
+            f"{out}: files that are no links to photos elsewhere would be lost ({len(set(foreign))}): "
             f"{name_some(sorted({show_text(name) for name in foreign}), 3)}: name a new folder"
         )
 

@@ -118,7 +118,6 @@ function makeFigure(number, caption) {
   return figure;
 }
 
-const withSplit = (photo) => className(photo.label) + (photo.split ? ` · ${photo.split}` : "");
 const fileOf = (photo) => photo.name.split("/").at(-1);
 
 function makeGallery(text, name, numbers, isLike) {
@@ -132,8 +131,9 @@ function makeShown(card) {
   const shown = make("div", { class: "shown" });
   if (others.length) {
     shown.append(...[card.photo, ...others].map((number, place) => {
-      const figure = makeFigure(number, (place ? "beside " : "") + withSplit(photos[number]));
-      figure.append(make("div", { class: "file" }, isolated(fileOf(photos[number]))));
+      const figure = makeFigure(number, (place ? "beside " : "") + className(photos[number].label));
+      const split = photos[number].split ? `${photos[number].split} · ` : "";
+      figure.append(make("div", { class: "file" }, split, isolated(fileOf(photos[number]))));
       return figure;
     }));
   } else {
