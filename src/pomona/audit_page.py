@@ -51,7 +51,6 @@ _N_IN_GROUP = 6
 _N_NEAREST = 3
 _N_NAMED = 8
 _N_UNUSABLE = 200
-_FORMAT = 1
 _VERDICTS = {
     "none": "Only files that cannot be used were looked for.",
     "quick": "A quick check: whether labels are right was not looked at.",
@@ -100,7 +99,6 @@ def write_audit_page(path: Path, audit: Audit, *, title: str = "") -> None:
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         data=_to_script_json(_gather_data(audit)),
-        fingerprint=audit.dataset.fingerprint,
     )
     # A title that is no valid text on its machine holds lone surrogates, which UTF-8 cannot write.
     write_atomic(path, page.encode("utf-8", "backslashreplace"))
@@ -207,7 +205,6 @@ def _gather_data(audit: Audit) -> dict[str, Any]:
     shown = list(photos)
     pictures = _make_pictures(shown, _order_pictures(groups, cards))
     return {
-        "format": _FORMAT,
         "fingerprint": audit.dataset.fingerprint,
         "classes": ["/".join(path) for path in audit.dataset.tree.paths],
         "names": audit.dataset.tree.names,
