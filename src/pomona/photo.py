@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 
 from pomona.errors import OptionError, PhotoError, PhotoFault
+from pomona.files import hash_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -294,6 +295,22 @@ def read_photo_bytes(path: Path) -> bytes:
         raise PhotoError("too_many_pixels", f"{path}: not enough memory to read it") from error
     if not data:
         raise PhotoError("empty", f"{path}: wanted a photo, the file has no bytes")
+    return data
+
+
+def read_unchanged(path: Path, sha256: str) -> bytes:
+    """Read a photo that still is what its hash was taken of: a cache keyed by content must not learn otherwise.
+
+    Raises
+    ------
+    PhotoError
+        If it cannot be read, or its content changed in between.
+    """
+    data = read_photo_bytes(path)
+    if hash_bytes(data) != sha256:
+        raise PhotoError(
+            "corrupt", f"wanted the content with sha256 {sha256}, got another: it changed since; run again"
+        )
     return data
 
 
