@@ -63,6 +63,7 @@ FACTS = np.dtype(
 _DECODE_PX = 168  # of the shorter side, at least: most JPEGs are decoded at a fraction, which costs less than shrinking
 _EDGE_PX = 12
 _EDGE_SHARE = 0.005
+_ENOUGH_SHARE = 0.5
 _PHOTOS_AHEAD = 8
 _ROWS_PER_MOVE = 4096
 
@@ -241,24 +242,30 @@ def measure_sharpness(gray: Image.Image) -> float:
 
     Notes
     -----
-    The steepest half per cent of the differences of neighbours, over that of pixels 12 apart, along the axis that is
-    better each. Being a ratio, it does not depend on contrast, so that a dark photo is not called blurred; being taken
-    where the edges are, it hardly depends on how much of the photo is bare background. One level is taken off, since
-    rounding alone makes as much of a difference.
+    The steepest half per cent of the differences of neighbours, over that of pixels 12 apart. Being a ratio, it does
+    not depend on contrast, so that a dark photo is not called blurred; being taken where the edges are, it hardly
+    depends on how much of the photo is bare background. Of the two axes the lower one counts, since a camera that moved
+    blurs one of them alone, unless there is little to see along it. One level is taken off: rounding alone makes as
+    much of a difference.
     """
     from PIL import ImageChops
 
     width_px, height_px = gray.size
 
-    def rise(step_px: int) -> float:
-        steps = [(step_px, 0)] * (width_px > step_px) + [(0, step_px)] * (height_px > step_px)
-        pairs = [
-            (gray.crop((x, y, width_px, height_px)), gray.crop((0, 0, width_px - x, height_px - y))) for x, y in steps
-        ]
-        return max((_mean_top(ImageChops.difference(*pair).histogram()) for pair in pairs), default=0.0)
+    def rise(x: int, y: int) -> float:
+        """How far it rises over a step of that many pixels, where it is steepest."""
+        if x >= width_px or y >= height_px:
+            return 0.0
+        ahead = gray.crop((x, y, width_px, height_px))
+        behind = gray.crop((0, 0, width_px - x, height_px - y))
+        return _mean_top(ImageChops.difference(ahead, behind).histogram())
 
     far_px = min(_EDGE_PX, max(1, min(gray.size) // 4))
-    return 100 * max(rise(1) - 1, 0.0) / max(rise(far_px), 1.0)
+    heights = (rise(far_px, 0), rise(0, far_px))
+    steps = (rise(1, 0), rise(0, 1))
+    enough = max(1.0, max(heights) * _ENOUGH_SHARE)
+    shares = [max(step - 1, 0.0) / height for step, height in zip(steps, heights, strict=True) if height >= enough]
+    return 100 * min(shares, default=0.0)
 
 
 def _mean_top(counts: list[int]) -> float:
