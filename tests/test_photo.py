@@ -1046,7 +1046,7 @@ VERDICTS: dict[str, tuple[int, int] | str] = {
     "exif_orientation/Portrait_3.jpg": (1800, 1200),
     "heif/heif/RGB_8__128x128.heif": (128, 128),
     "heif/heif/zPug_3.heic": (64, 64),
-    "heif/heif_corrupted/corrupted.heic": "truncated",
+    "heif/heif_corrupted/corrupted.heic": "corrupt",
     "heif/heif_corrupted/empty.heic": "empty",
     "heif/heif_truncated/truncated.heic": (16, 16),  # its second picture is cut off, its photo is whole
     "pillow/apng/mode_16bit.png": (64, 128),

@@ -149,7 +149,7 @@ def test_sharpness_does_not_depend_on_contrast() -> None:
 def test_bare_background_does_not_blur_a_photo() -> None:
     paper = Image.new("L", (320, 240), 255)
     paper.paste(draw_edges((100, 80)).convert("L"), (100, 80))
-    assert measure_sharpness(paper) > 70
+    assert measure_sharpness(paper) > 60
     assert measure_sharpness(paper.filter(ImageFilter.GaussianBlur(4))) < 20
 
 

@@ -439,8 +439,8 @@ def _ends_early(data: bytes, photo_format: PhotoFormat) -> bool:
         size = int.from_bytes(data[at : at + 4], "big")
         if size == 1:
             size = int.from_bytes(data[at + 8 : at + 16], "big")
-        if size < 8:
-            return False
+        if size < 8 or not data[at + 4 : at + 8].isascii() or b"\0" in data[at + 4 : at + 8]:
+            return False  # no box: what it says of its length says nothing
         at += size
     return at > len(data)
 
