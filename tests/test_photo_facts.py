@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 
 from pomona import photo_facts, row_cache
-from pomona.dataset import load_dataset
+from pomona.dataset import Skipped, load_dataset
 from pomona.errors import DataError, OptionError, PhotoError
 from pomona.files import cache_folder, hash_bytes
 from pomona.photo_facts import FACTS, NOTES, Facts, list_notes, measure_photo, measure_photos, measure_sharpness
@@ -125,6 +125,7 @@ def test_a_large_photo_is_measured_as_a_network_sees_it() -> None:
     large = small.resize((1280, 960), Image.Resampling.BICUBIC)  # its edges are 8 pixels wide
     rows = [measure_photo(encode(image, "JPEG", quality=95)) for image in (small, large)]
     assert rows[1]["sharpness"] > 30
+    assert measure_photo(encode(large))["sharpness"] > 30  # which no decoder shrinks
     assert (rows[1]["width_px"], rows[1]["height_px"]) == (1280, 960)
     assert np.abs(rows[0]["thumbnail"].astype(int) - rows[1]["thumbnail"]).mean() < 5
 
@@ -151,6 +152,25 @@ def test_bare_background_does_not_blur_a_photo() -> None:
     paper.paste(draw_edges((100, 80)).convert("L"), (100, 80))
     assert measure_sharpness(paper) > 60
     assert measure_sharpness(paper.filter(ImageFilter.GaussianBlur(4))) < 20
+
+
+def test_a_camera_that_moved_blurs_a_photo_in_every_direction() -> None:
+    pixels = np.asarray(draw_edges().convert("L")).astype(np.float64)
+    moved = np.mean([pixels[:, i : i + 300] for i in range(12)], axis=0).astype(np.uint8)
+    for image in (Image.fromarray(moved), Image.fromarray(np.ascontiguousarray(moved.T))):
+        assert measure_sharpness(image) < 15
+
+
+def test_stripes_are_sharp_although_there_is_only_shade_along_them() -> None:
+    shade = np.linspace(0, 50, 240)[:, None]
+    levels = (np.tile(np.repeat([40, 200, 90, 160], 20), (240, 4)) + shade).astype(np.uint8)
+    assert measure_sharpness(Image.fromarray(levels)) > 80
+    assert measure_sharpness(Image.fromarray(np.ascontiguousarray(levels.T))) > 80
+
+
+def test_rounding_does_not_make_a_faint_slope_sharp() -> None:
+    slope = np.tile(np.linspace(100, 106, 320), (240, 1)).astype(np.uint8)
+    assert measure_sharpness(Image.fromarray(slope)) == 0
 
 
 @pytest.mark.parametrize("size_px", [(1, 1), (1, 50), (50, 1), (3, 3), (13, 2), (320, 5)])
@@ -236,11 +256,13 @@ def test_photos_that_fail_are_skipped_and_the_others_keep_their_rows(
     monkeypatch.setattr(photo_facts, "_ROWS_PER_MOVE", 4)
     whole = measure_photos(load_dataset(photos))
     spoil(whole.dataset, [0, 5, 6, 14])
-    facts = measure_photos(load_dataset(photos))
+    before = Skipped("notes.jpg", photos / "notes.jpg", "empty", "no bytes")
+    facts = measure_photos(replace(load_dataset(photos), skipped=(before,)))
     kept = [i for i in range(15) if i not in (0, 5, 6, 14)]
     np.testing.assert_array_equal(facts.rows, whole.rows[kept])
     assert [photo.name for photo in facts.dataset.photos] == [whole.dataset.photos[i].name for i in kept]
-    assert [(one.name, one.fault) for one in facts.dataset.skipped] == [
+    assert facts.dataset.skipped[0] == before
+    assert [(one.name, one.fault) for one in facts.dataset.skipped[1:]] == [
         (whole.dataset.photos[i].name, "truncated") for i in (0, 5, 6, 14)
     ]
     assert (facts.n_computed, facts.n_cached) == (0, 11)

@@ -128,6 +128,13 @@ def test_sizes_are_odd_on_both_sides_of_the_middle() -> None:
     assert found[1].score == pytest.approx(99.5 / (99.5 + 115.5), abs=1e-3)
 
 
+def test_a_noisy_wall_shows_nothing_in_a_set_of_any_size() -> None:
+    rows = make_rows(5)
+    noise = np.random.default_rng(0).normal(130, 1.2, (32, 32, 3))
+    rows["thumbnail"][2] = noise.round().astype(np.uint8)
+    assert list_struck(find_poor(make_facts(rows))) == [("low_information", "0002.jpg")]
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(POOR), st.integers(0, 39)), max_size=6), st.randoms(use_true_random=False))
 def test_findings_go_with_their_photos(spoiled: list[tuple[str, int]], random: object) -> None:
