@@ -152,6 +152,9 @@ def test_bare_background_does_not_blur_a_photo() -> None:
     paper.paste(draw_edges((100, 80)).convert("L"), (100, 80))
     assert measure_sharpness(paper) > 60
     assert measure_sharpness(paper.filter(ImageFilter.GaussianBlur(4))) < 20
+    fruit = Image.new("L", (320, 240), 250)
+    fruit.paste(90, (150, 100, 190, 140))
+    assert measure_sharpness(fruit) > 50
 
 
 def test_a_camera_that_moved_blurs_a_photo_in_every_direction() -> None:

@@ -169,7 +169,7 @@ def test_reasons_say_the_numbers() -> None:
     for i, check in enumerate(("blurry", "dark", "light", "low_information", "odd_aspect_ratio")):
         spoil(rows, check, slice(i, i + 1))
     assert {one.check: one.reason for one in find_poor(make_facts(rows))} == {
-        "blurry": "sharpness 9; the middle photo here has 50, and below 26 is flagged",
+        "blurry": "sharpness 9; the middle photo here has 50, and below 29 is flagged",
         "dark": "all but its brightest hundredth is below 8% of white; the middle photo here reaches 90%, "
         "and below 45% is flagged",
         "light": "all but its darkest twentieth is above 97% of white; in the middle photo here it is 10%, "

@@ -136,7 +136,7 @@ def _measure(rows: NDArray[np.void]) -> tuple[_Measured, ...]:
     sides = np.stack([rows["width_px"], rows["height_px"]]).astype(np.float64)
     return (
         _Measured("low_information", _count_bits(rows), _Limits(0.5, 2.5, 5), _explain_low_information),
-        _Measured("blurry", _column(rows, "sharpness"), _Limits(16, 26, 4), _explain_blurry),
+        _Measured("blurry", _column(rows, "sharpness"), _Limits(17, 29, 4), _explain_blurry),
         _Measured("dark", _column(rows, "brightness_p99"), _Limits(0.32, 0.45, 4), _explain_dark),
         _Measured("light", 1 - _column(rows, "brightness_p5"), _Limits(0.05, 0.4, 4), _explain_light),
         _Measured("odd_aspect_ratio", sides.min(axis=0) / sides.max(axis=0), _Limits(0.35, 0.45, 5), _explain_aspect),
@@ -157,7 +157,10 @@ def _count_bits(rows: NDArray[np.void]) -> NDArray[np.float64]:
     for start in range(0, len(rows), _ROWS_PER_PART):
         thumbnails = rows["thumbnail"][start : start + _ROWS_PER_PART]
         # Means of 4 x 4 pixels: noise that is seen in the photo leaves a level or two there.
-        means = thumbnails.reshape(-1, 8, 4, 8, 4, 3).mean(axis=(2, 4)).reshape(-1, 64, 3)
+        sums = np.zeros((len(thumbnails), 8, 8, 3), np.uint16)
+        for row, column in np.ndindex(4, 4):
+            sums += thumbnails[:, row::4, column::4]
+        means = sums.reshape(-1, 64, 3) / 16
         n_tones[start : start + len(means)] = 1 + np.maximum(np.ptp(means, axis=1).max(axis=1) - _NOISE_LEVELS, 0)
     return np.minimum(_column(rows, "entropy_bits"), np.log2(n_tones))
 
