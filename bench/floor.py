@@ -26,8 +26,9 @@ from typing import TYPE_CHECKING
 from pomona.effort import plan_embedding
 from pomona.embedding import Embedding, load_network
 from pomona.engine import Engine
-from pomona.features import extract_vectors, read_unchanged
+from pomona.features import extract_vectors
 from pomona.files import cache_folder, hash_file
+from pomona.photo import read_unchanged
 from process import ROOT, describe_machine, write_results
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pomona import features as features_module
+from pomona import row_cache
 from pomona.backbone import find_backbone
 from pomona.dataset import load_dataset
 from pomona.embedding import Embedding, load_network
@@ -303,7 +303,7 @@ def test_a_kill_loses_at_most_the_batch_in_flight(fresh_cache: Path) -> None:
 
 
 def test_slow_photos_are_kept_after_two_seconds(fresh_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(features_module, "_SECONDS_PER_COMMIT", 0.0)
+    monkeypatch.setattr(row_cache, "_SECONDS_PER_COMMIT", 0.0)
     kept: list[int] = []
     Pool.draw(4).extract(on_photo=lambda _done, _n: kept.append(count_rows()))
     assert kept == [0, 1, 2, 3, 4]

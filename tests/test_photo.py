@@ -255,6 +255,59 @@ def test_orientation_of_imagemagick_png() -> None:
     ]
 
 
+# --- place ----------------------------------------------------------------------------------------------------------
+
+
+def note_place(tags: dict[int, Any], orientation: int = 1) -> bytes:
+    exif = Image.Exif()
+    exif[274] = orientation
+    exif[34853] = tags
+    return exif.tobytes()
+
+
+PLACE = {1: "N", 2: (52.0, 31.0, 12.5), 3: "E", 4: (13.0, 24.0, 17.8)}
+
+
+@pytest.mark.parametrize("photo_format", ["jpeg", "png", "webp", "tiff", "avif", "heic"])
+def test_a_place_is_noted_in_every_format_with_exif(photo_format: PhotoFormat) -> None:
+    exif = note_place(PLACE, orientation=6)
+    assert read_header(encode(paint_scene(), photo_format, exif=exif)).notes == ("rotated", "gps")
+
+
+@pytest.mark.parametrize(
+    ("tags", "wanted"),
+    [
+        ({}, ()),
+        ({0: b"\2\3\0\0", 29: "2024:05:01"}, ()),
+        ({2: PLACE[2]}, ("gps",)),
+        ({0: b"\2\3\0\0", 4: PLACE[4]}, ("gps",)),
+    ],
+    ids=["empty", "version and day", "latitude", "version and longitude"],
+)
+def test_only_a_latitude_or_longitude_is_a_place(tags: dict[int, Any], wanted: tuple[str, ...]) -> None:
+    assert read_header(encode(paint_scene(), "jpeg", exif=note_place(tags))).notes == wanted
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize(
+    ("kind", "at", "wanted"),
+    [(4, 38, ("rotated", "gps")), (13, 38, ("rotated", "gps")), (3, 38, ("rotated",)), (4, 2**32 - 1, ("rotated",))],
+    ids=["long", "directory", "of a wrong kind", "leads nowhere"],
+)
+def test_a_place_in_both_byte_orders(order: str, kind: int, at: int, wanted: tuple[str, ...]) -> None:
+    head = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(f"{order}I", 8)
+    entries = struct.pack(f"{order}HHHIHHHHIII", 2, 274, 3, 1, 6, 0, 34853, kind, 1, at, 0)
+    place = struct.pack(f"{order}HHHII", 1, 2, 5, 3, 0)
+    data = encode(paint_scene(), "jpeg", exif=b"Exif\0\0" + head + entries + place)
+    assert read_header(data).notes == wanted
+
+
+def test_a_tag_that_comes_twice_counts_once() -> None:
+    tiff = b"II*\0" + struct.pack("<IHHHIHHHHIHH", 8, 2, 274, 3, 1, 6, 0, 274, 3, 1, 3, 0)
+    header = read_header(encode(paint_scene(), "jpeg", exif=b"Exif\0\0" + tiff))
+    assert (header.width_px, header.height_px) == (HEIGHT_PX, WIDTH_PX)
+
+
 # --- modes ----------------------------------------------------------------------------------------------------------
 
 
@@ -993,7 +1046,7 @@ VERDICTS: dict[str, tuple[int, int] | str] = {
     "exif_orientation/Portrait_3.jpg": (1800, 1200),
     "heif/heif/RGB_8__128x128.heif": (128, 128),
     "heif/heif/zPug_3.heic": (64, 64),
-    "heif/heif_corrupted/corrupted.heic": "truncated",
+    "heif/heif_corrupted/corrupted.heic": "corrupt",
     "heif/heif_corrupted/empty.heic": "empty",
     "heif/heif_truncated/truncated.heic": (16, 16),  # its second picture is cut off, its photo is whole
     "pillow/apng/mode_16bit.png": (64, 128),

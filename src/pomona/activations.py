@@ -20,13 +20,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pomona.backbone import PIXELS, list_layers
-from pomona.dataset import Skipped
 from pomona.embedding import Embedding, build_trunk
 from pomona.engine import Engine, count_cpus, is_finite, stream_ordered
-from pomona.errors import DataError, NotFiniteError, PhotoError, StorageError
-from pomona.features import read_unchanged
+from pomona.errors import NotFiniteError, PhotoError, StorageError
 from pomona.files import cache_folder, hash_bytes, make_folder, storage_errors, write_atomic
 from pomona.layers import find_layer
+from pomona.photo import read_unchanged
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
@@ -186,15 +185,7 @@ def _fill(
 
 def _gather(dataset: Dataset, table: _Table, errors: dict[int, PhotoError], n_computed: int) -> Activations:
     rows = np.flatnonzero(table.states == _DONE)
-    failed = [(dataset.photos[i], error) for i, error in sorted(errors.items())]
-    skipped = tuple(Skipped(photo.name, photo.path, error.fault, str(error)) for photo, error in failed)
-    if not len(rows):
-        first = f"; the first: {skipped[0].name}: {skipped[0].detail}" if skipped else ""
-        raise DataError(f"no photo of {dataset.shown} can be used: {len(skipped)} failed{first}")
-    photos = tuple(dataset.photos[i] for i in rows)
-    return Activations(
-        table.values, rows, replace(dataset, photos=photos, skipped=dataset.skipped + skipped), n_computed
-    )
+    return Activations(table.values, rows, dataset.leave_out(errors), n_computed)
 
 
 class _Table:

@@ -15,10 +15,10 @@ import numpy as np
 
 from pomona.effort import Effort, choose_precision, measure_machine, plan_embedding
 from pomona.errors import DataError, MissingPackageError, NotFiniteError, PhotoError
-from pomona.features import extract_vectors, read_unchanged
+from pomona.features import extract_vectors
 from pomona.files import hash_bytes
 from pomona.parts import list_folds
-from pomona.photo import read_photo_bytes
+from pomona.photo import read_photo_bytes, read_unchanged
 from pomona.ridge import RIDGE_STRENGTHS, fit_ridge
 
 try:

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from pomona.errors import PhotoError
+
 __all__ = [
     "ClassPath",
     "ClassTree",
@@ -119,6 +121,27 @@ class Dataset:
     def part(self, split: Split) -> Dataset:
         """Photos of one split; tree, skipped files and unknown labels stay those of the whole."""
         return replace(self, photos=tuple(photo for photo in self.photos if photo.split == split))
+
+    def leave_out(self, errors: Mapping[int, PhotoError]) -> Dataset:
+        """Without the photos that turned out not to be usable, which join the skipped files.
+
+        Parameters
+        ----------
+        errors : mapping of int to PhotoError
+            Number of the photo to what is wrong with it.
+
+        Raises
+        ------
+        DataError
+            If no photo is left.
+        """
+        failed = [(self.photos[i], errors[i]) for i in sorted(errors)]
+        skipped = tuple(Skipped(photo.name, photo.path, error.fault, str(error)) for photo, error in failed)
+        usable = tuple(photo for i, photo in enumerate(self.photos) if i not in errors)
+        if not usable:
+            first = f"; the first: {skipped[0].name}: {skipped[0].detail}" if skipped else ""
+            raise DataError(f"no photo of {self.shown} can be used: {len(skipped)} failed{first}")
+        return replace(self, photos=usable, skipped=self.skipped + skipped)
 
     @property
     def n_photos(self) -> int:

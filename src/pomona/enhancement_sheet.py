@@ -19,9 +19,8 @@ import numpy as np
 from pomona.enhancement import measure_light
 from pomona.enhancement_effect import describe_steps, list_variants, write_points
 from pomona.errors import DataError, MissingPackageError, OptionError, PhotoError
-from pomona.features import read_unchanged
 from pomona.files import check_page_place, write_atomic
-from pomona.photo import decode_photo
+from pomona.photo import decode_photo, read_unchanged
 from pomona.photo_order import draw_photos
 
 if TYPE_CHECKING:

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 
 from pomona.errors import OptionError, PhotoError, PhotoFault
+from pomona.files import hash_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -75,6 +76,8 @@ _AVIF_BRANDS = {b"avif", b"avis"}
 _BMP_HEADER_SIZES = {12, 16, 40, 52, 56, 64, 108, 124}
 _GRAY_MODES = {"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N", "F"}
 _TAG_BITS, _TAG_PHOTOMETRIC, _TAG_ORIENTATION, _TAG_TILE_WIDTH, _TAG_TILE_HEIGHT = 258, 262, 274, 322, 323
+_TAG_GPS = 34853
+_GPS_PLACES = {2, 4}  # latitude and longitude in the directory that it leads to
 _TRUNCATED = re.compile(
     r"truncat|premature|end of file|unexpected end|not enough|no more images|could not read|a buffer of", re.I
 )
@@ -99,7 +102,8 @@ class PhotoHeader:
         Size after the EXIF orientation is applied.
     notes : tuple of str
         What is out of the ordinary, in this order: ``"cmyk"``, ``"palette"``, ``"grayscale"``, ``"alpha"``,
-        ``"16-bit"``, ``"rotated"`` (or mirrored), ``"animated"`` (more than one frame or page), ``"icc"``.
+        ``"16-bit"``, ``"rotated"`` (or mirrored), ``"animated"`` (more than one frame or page), ``"icc"``, ``"gps"``
+        (its EXIF says at which latitude or longitude it was taken).
     """
 
     format: PhotoFormat
@@ -175,7 +179,7 @@ def read_header(data: bytes) -> PhotoHeader:
         if frame is not None:
             return _jpeg_header(frame)
         with _QUIET_PILLOW:
-            return _pillow_header(_open_image(data, photo_format), photo_format)
+            return _pillow_header(_open_image(data, photo_format), data, photo_format)
 
 
 def decode_photo(
@@ -294,6 +298,22 @@ def read_photo_bytes(path: Path) -> bytes:
         raise PhotoError("too_many_pixels", f"{path}: not enough memory to read it") from error
     if not data:
         raise PhotoError("empty", f"{path}: wanted a photo, the file has no bytes")
+    return data
+
+
+def read_unchanged(path: Path, sha256: str) -> bytes:
+    """Read a photo that still is what its hash was taken of: a cache keyed by content must not learn otherwise.
+
+    Raises
+    ------
+    PhotoError
+        If it cannot be read, or its content changed in between.
+    """
+    data = read_photo_bytes(path)
+    if hash_bytes(data) != sha256:
+        raise PhotoError(
+            "corrupt", f"wanted the content with sha256 {sha256}, got another: it changed since; run again"
+        )
     return data
 
 
@@ -419,8 +439,8 @@ def _ends_early(data: bytes, photo_format: PhotoFormat) -> bool:
         size = int.from_bytes(data[at : at + 4], "big")
         if size == 1:
             size = int.from_bytes(data[at + 8 : at + 16], "big")
-        if size < 8:
-            return False
+        if size < 8 or not data[at + 4 : at + 8].isascii() or b"\0" in data[at + 4 : at + 8]:
+            return False  # no box: what it says of its length says nothing
         at += size
     return at > len(data)
 
@@ -440,23 +460,55 @@ def _require_size(size_px: tuple[int, int], max_pixels: int) -> None:
 # --- orientation ----------------------------------------------------------------------------------------------------
 
 
-def _read_orientation(exif: bytes) -> int:
-    """Orientation 1-8 from an EXIF block, with or without its ``Exif`` prefix; 1 where it says nothing usable."""
+@dataclass(frozen=True)
+class _Exif:
+    """What matters of an EXIF block; what cannot be read is as if it were not there."""
+
+    orientation: int = 1
+    has_place: bool = False
+
+
+def _read_exif(exif: bytes) -> _Exif:
+    """Orientation 1-8 and whether there is a place, from an EXIF block with or without its ``Exif`` prefix."""
     tiff = exif.removeprefix(b"Exif\0\0")
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
     if order is None:
-        return 1
+        return _Exif()
     try:
         (at,) = struct.unpack_from(f"{order}I", tiff, 4)
-        (n_entries,) = struct.unpack_from(f"{order}H", tiff, at)
-        for entry in range(at + 2, at + 2 + 12 * n_entries, 12):
-            tag, kind, _, short = struct.unpack_from(f"{order}HHIH", tiff, entry)
-            if tag == _TAG_ORIENTATION:
-                value: int = struct.unpack_from(f"{order}I", tiff, entry + 8)[0] if kind == 4 else short
-                return value if 1 <= value <= 8 and kind in {3, 4} else 1
+        entries = _read_directory(tiff, order, at)
+        return _Exif(_find_orientation(tiff, order, entries), _find_place(tiff, order, entries))
     except struct.error:
+        return _Exif()
+
+
+def _read_directory(tiff: bytes, order: str, at: int) -> dict[int, tuple[int, int]]:
+    """Kind and offset of the value by tag, as far as there are bytes; of a tag that comes twice the first counts."""
+    (n_entries,) = struct.unpack_from(f"{order}H", tiff, at)
+    entries: dict[int, tuple[int, int]] = {}
+    for entry in range(at + 2, min(at + 2 + 12 * n_entries, len(tiff) - 11), 12):
+        tag, kind = struct.unpack_from(f"{order}HH", tiff, entry)
+        entries.setdefault(tag, (kind, entry + 8))
+    return entries
+
+
+def _find_orientation(tiff: bytes, order: str, entries: dict[int, tuple[int, int]]) -> int:
+    kind, at = entries.get(_TAG_ORIENTATION, (0, 0))
+    if kind not in {3, 4}:
         return 1
-    return 1
+    value: int = struct.unpack_from(f"{order}{'H' if kind == 3 else 'I'}", tiff, at)[0]
+    return value if 1 <= value <= 8 else 1
+
+
+def _find_place(tiff: bytes, order: str, entries: dict[int, tuple[int, int]]) -> bool:
+    """Whether there is a latitude or longitude; cameras write a version or a time alone where the place is withheld."""
+    kind, at = entries.get(_TAG_GPS, (0, 0))
+    if kind not in {4, 13}:
+        return False
+    (at,) = struct.unpack_from(f"{order}I", tiff, at)
+    if at + 2 > len(tiff):
+        return False
+    return not _GPS_PLACES.isdisjoint(_read_directory(tiff, order, at))
 
 
 def _turn_upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
@@ -484,7 +536,7 @@ class _JpegFrame:
     height_px: int
     n_components: int
     n_bits: int
-    orientation: int
+    exif: _Exif
     profile: bytes | None
 
 
@@ -493,7 +545,7 @@ def _scan_jpeg(data: bytes) -> _JpegFrame | None:
 
     A quarter of the time of Pillow's parser, and a plain photo is decoded without importing Pillow.
     """
-    orientation: int | None = None
+    exif: _Exif | None = None
     profile_parts: list[bytes] = []
     frame: bytes | None = None
     at = 2
@@ -502,14 +554,14 @@ def _scan_jpeg(data: bytes) -> _JpegFrame | None:
         at = body - 2 + int.from_bytes(found[2], "big")
         if 0xC0 <= marker <= 0xCF and marker not in {0xC4, 0xC8, 0xCC}:
             frame = frame or data[body:at]
-        elif marker == 0xE1 and orientation is None and data.startswith(b"Exif\0\0", body):
-            orientation = _read_orientation(data[body:at])
+        elif marker == 0xE1 and exif is None and data.startswith(b"Exif\0\0", body):
+            exif = _read_exif(data[body:at])
         elif marker == 0xE2 and data.startswith(b"ICC_PROFILE\0", body):
             profile_parts.append(data[body + 12 : at])
     if frame is None:
         return None
     n_bits, height_px, width_px, n_components = struct.unpack_from(">BHHB", frame)
-    return _JpegFrame(width_px, height_px, n_components, n_bits, orientation or 1, _join_profile(profile_parts))
+    return _JpegFrame(width_px, height_px, n_components, n_bits, exif or _Exif(), _join_profile(profile_parts))
 
 
 def _join_profile(parts: list[bytes]) -> bytes | None:
@@ -531,11 +583,12 @@ def _jpeg_header(frame: _JpegFrame) -> PhotoHeader:
         "cmyk": frame.n_components == 4,
         "grayscale": frame.n_components == 1,
         "16-bit": frame.n_bits == 16,
-        "rotated": frame.orientation > 1,
+        "rotated": frame.exif.orientation > 1,
         "icc": frame.profile is not None,
+        "gps": frame.exif.has_place,
     }
     width_px, height_px = frame.width_px, frame.height_px
-    if frame.orientation >= 5:
+    if frame.exif.orientation >= 5:
         width_px, height_px = height_px, width_px
     return PhotoHeader("jpeg", width_px, height_px, tuple(note for note, holds in noted.items() if holds))
 
@@ -548,7 +601,7 @@ def _decode_jpeg(data: bytes, max_pixels: int, at_least_px: int | None) -> NDArr
         if pixels is not None:
             if frame.profile is not None:
                 pixels = _correct_colours(pixels, frame)
-            return pixels if frame.orientation == 1 else _turn_upright(pixels, frame.orientation)
+            return pixels if frame.exif.orientation == 1 else _turn_upright(pixels, frame.exif.orientation)
     with _QUIET_PILLOW:
         return _decode_pillow(data, "jpeg", max_pixels, at_least_px)
 
@@ -631,18 +684,24 @@ def _image_orientation(image: ImageFile.ImageFile, data: bytes, photo_format: Ph
     """Orientation that is still to be applied after the image is loaded."""
     if photo_format in {"tiff", "heic"}:
         return 1  # Pillow turns a TIFF on loading, libheif a HEIC
+    return _image_exif(image, data, photo_format).orientation
+
+
+def _image_exif(image: ImageFile.ImageFile, data: bytes, photo_format: PhotoFormat) -> _Exif:
     if photo_format == "jpeg":
         frame = _scan_jpeg(data)
-        return frame.orientation if frame else 1
+        return frame.exif if frame else _Exif()
+    if photo_format == "tiff":
+        return _read_exif(data)  # an EXIF block has the build of a TIFF, and here is the file
     exif = image.info.get("exif")
     if exif is None and isinstance(text := image.info.get("Raw profile type exif"), str):
         with contextlib.suppress(ValueError):  # ImageMagick's EXIF in a PNG: two lines of heading, then hexadecimal
             exif = bytes.fromhex("".join(text.split("\n")[3:]))
-    return _read_orientation(exif) if isinstance(exif, bytes) else 1
+    return _read_exif(exif) if isinstance(exif, bytes) else _Exif()
 
 
-def _pillow_header(image: ImageFile.ImageFile, photo_format: PhotoFormat) -> PhotoHeader:
-    orientation = _image_orientation(image, b"", photo_format)
+def _pillow_header(image: ImageFile.ImageFile, data: bytes, photo_format: PhotoFormat) -> PhotoHeader:
+    orientation = _image_orientation(image, data, photo_format)
     tags = getattr(image, "tag_v2", {})
     noted = {
         "cmyk": image.mode == "CMYK",
@@ -653,6 +712,7 @@ def _pillow_header(image: ImageFile.ImageFile, photo_format: PhotoFormat) -> Pho
         "rotated": 1 < max(orientation, tags.get(_TAG_ORIENTATION, 1), image.info.get("original_orientation") or 1) < 9,
         "animated": bool(getattr(image, "is_animated", False)),
         "icc": bool(image.info.get("icc_profile")),
+        "gps": _image_exif(image, data, photo_format).has_place,
     }
     width_px, height_px = image.size if orientation < 5 else image.size[::-1]
     return PhotoHeader(photo_format, width_px, height_px, tuple(note for note, holds in noted.items() if holds))

@@ -25,9 +25,8 @@ from pomona.clock import Stage
 from pomona.curves import draw_learning_curves, draw_lr_curve
 from pomona.errors import BundleError, PhotoError
 from pomona.evaluation import mistakes
-from pomona.features import read_unchanged
 from pomona.files import MANIFEST_NAME, storage_errors, write_atomic
-from pomona.photo import decode_photo
+from pomona.photo import decode_photo, read_unchanged
 from pomona.report import N_CARDS, ClassCount, MistakeCard, ReportData, draw_confusion, write_report
 from pomona.run_log import RESULTS_NAME
 from pomona.source import hide_folder

@@ -45,10 +45,9 @@ from pomona.errors import (
     OptionError,
     PhotoError,
 )
-from pomona.features import read_unchanged
 from pomona.files import MANIFEST_NAME, hash_bytes, new_folder, storage_errors, write_atomic
 from pomona.learnt import Learnt, is_too_many, load_learnt, save_learnt
-from pomona.photo import read_photo_bytes
+from pomona.photo import read_photo_bytes, read_unchanged
 from pomona.ridge import MAX_BYTES
 from pomona.run_folder import CHANGES_NAME, write_csv
 
