@@ -22,10 +22,9 @@ from typing import TYPE_CHECKING, Any
 from pomona.dataset import name_some
 from pomona.engine import count_cpus, stream_ordered
 from pomona.errors import MissingPackageError, PhotoError
-from pomona.features import read_unchanged
 from pomona.files import check_page_place, write_atomic
 from pomona.findings import CHECKS
-from pomona.photo import decode_photo
+from pomona.photo import decode_photo, read_unchanged
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence

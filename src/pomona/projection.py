@@ -43,20 +43,16 @@ def project_vectors(vectors: NDArray[np.float32], dim: int) -> NDArray[np.float3
     >>> np.abs(project_vectors(line, 5)).round(2).tolist()
     [[1.409999966621399], [0.0], [1.409999966621399]]
     """
-
-    def read_block(start: int, stop: int) -> NDArray[np.float32]:
-        return vectors[start:stop]
-
-    found = project_blocks(read_block, len(vectors), dim)
+    found = project_blocks(lambda rows: vectors[rows], len(vectors), dim)
     release_pages(vectors)
     return found
 
 
 def project_blocks(
-    read_block: Callable[[int, int], NDArray[np.float32]], n_rows: int, dim: int
+    read_rows: Callable[[NDArray[np.intp] | slice], NDArray[np.float32]], n_rows: int, dim: int
 ) -> NDArray[np.float32]:
-    """As `project_vectors`, of vectors that are made a block at a time: called with (first row, row after the last)."""
-    sample = np.concatenate([read_block(row, row + 1) for row in _pick_rows(n_rows)])
+    """As `project_vectors`, of vectors that are made a block at a time: called with the rows that are wanted."""
+    sample = read_rows(_pick_rows(n_rows))
     mean = sample.mean(axis=0, dtype=np.float64).astype(np.float32)
     sample = sample - mean
     variances, directions = np.linalg.eigh((sample @ sample.T).astype(np.float64))
@@ -64,7 +60,7 @@ def project_blocks(
     axes = (sample.T @ (directions[:, kept] / np.sqrt(variances[kept]))).astype(np.float32)
     # The same photos give the same signs on every machine.
     axes *= np.where(axes[np.abs(axes).argmax(axis=0), np.arange(len(kept))] < 0, -1, 1).astype(np.float32)
-    parts = [(read_block(start, stop) - mean) @ axes for start, stop in iter_blocks(n_rows)]
+    parts = [(read_rows(slice(start, stop)) - mean) @ axes for start, stop in iter_blocks(n_rows)]
     return np.concatenate(parts) if parts else np.zeros((0, len(kept)), np.float32)
 
 
@@ -79,11 +75,11 @@ def iter_blocks(n_rows: int, size: int = _ROWS_PER_BLOCK) -> Iterator[tuple[int,
     return ((start, min(start + size, n_rows)) for start in range(0, n_rows, size))
 
 
-def _pick_rows(n_rows: int) -> list[int]:
+def _pick_rows(n_rows: int) -> NDArray[np.intp]:
     """Rows that stand for all: drawn, so that no order of the files matters, and the same each time."""
     if n_rows <= _N_SAMPLED:
-        return list(range(n_rows))
-    return sorted(np.random.default_rng(0).choice(n_rows, _N_SAMPLED, replace=False).tolist())
+        return np.arange(n_rows)
+    return np.sort(np.random.default_rng(0).choice(n_rows, _N_SAMPLED, replace=False))
 
 
 def scale_rows(table: NDArray[np.float32]) -> NDArray[np.float32]:
