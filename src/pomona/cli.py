@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from pomona.effort import Forecast
     from pomona.enhancement_effect import Effects
     from pomona.evaluation import Evaluation, Metric
+    from pomona.findings import Audit
     from pomona.run_log import Row
     from pomona.teaching import TeachResult
     from pomona.training import TrainResult
@@ -44,6 +45,12 @@ _STEPS = {
     "load": "Opening the run",
     "render": "Rendering photos",
     "read": "Reading photos",
+    "look": "Looking at photos",
+    "compare": "Comparing photos",
+    "split": "Measuring the split",
+    "labels": "Doubting labels",
+    "shortcuts": "Trying shortcuts",
+    "write": "Writing",
     "plan": "Planning",
     "features": "Computing features",
     "fit": "Fitting the head",
@@ -57,6 +64,7 @@ _STEPS = {
 
 _OPTIONS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "demo": ("pomona.demo", "DemoOptions", ()),
+    "check": ("pomona.checking", "CheckOptions", ("data",)),
     "train": ("pomona.training", "TrainOptions", ("data",)),
 }
 """Where the options class of a command is, and which of its fields are arguments."""
@@ -99,7 +107,7 @@ def build_app(asked: str | None = None) -> typer.Typer:
     """
     app = typer.Typer(name="pomona", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
     app.callback()(_main)
-    for command in (demo, train, evaluate, predict, add_class, remove_class, augment, enhance, embed, backbones, fetch):
+    for command in _COMMANDS:
         name = command.__name__.replace("_", "-")
         if name in _OPTIONS and asked in (name, None):
             module, class_name, positional = _OPTIONS[name]
@@ -281,6 +289,24 @@ def train(options: Any, *, as_json: Json = False) -> None:
     if result.interrupted:
         learnt = f"a recogniser of what was learnt stands in {folder}, and the same with --resume goes on"
         _fail(f"interrupted; {learnt}", EXIT_INTERRUPTED)
+
+
+def check(options: Any, *, as_json: Json = False) -> None:
+    """Look for what spoils a recogniser: copies, leaks, wrong labels, poor photos. Nothing is changed or deleted."""
+    from pomona.checking import check_data
+
+    with _show_progress() as on_progress:
+        result = check_data(options, on_progress=on_progress)
+    if as_json:
+        _print_json(result.to_dict())
+        return
+    out = _console(sys.stdout)
+    _print_audit(out, result.audit)
+    if result.plan:
+        out.print(f"\n{result.plan.describe()}", highlight=False, markup=False)
+    _print_places(out, result.places)
+    if result.audit.count() and not options.report:
+        out.print("\nLook at them in a browser: --report audit.html", style="dim", highlight=False)
 
 
 def evaluate(
@@ -609,6 +635,23 @@ def fetch(
     out.print(f"Train on them: pomona train {folder}", highlight=False, soft_wrap=True, markup=False)
 
 
+_COMMANDS = (
+    demo,
+    check,
+    train,
+    evaluate,
+    predict,
+    add_class,
+    remove_class,
+    augment,
+    enhance,
+    embed,
+    backbones,
+    fetch,
+)
+"""In the order of the help."""
+
+
 def _print_row(row: Row, n_epochs: int) -> None:
     """A line of the log of training, on stderr."""
     left_s = row.seconds * max(0.0, n_epochs / row.epoch - 1) if row.epoch else 0.0
@@ -743,6 +786,36 @@ def _print_training(out: Console, result: TrainResult) -> None:
     _print_evaluation(out, result.evaluation, result.evaluated_on)
     for note in result.notes:
         _warn(note)
+
+
+def _print_audit(out: Console, audit: Audit) -> None:
+    from rich.markup import escape
+
+    from pomona.findings import CHECKS
+
+    dataset, counts = audit.dataset, audit.count()
+    classes = f" of {len(dataset.tree)} classes" if len(dataset.tree) else ", without labels"
+    out.print(f"{dataset.n_photos:,} photos{classes}; {len(dataset.skipped):,} cannot be used.", highlight=False)
+    if audit.n_groups:
+        out.print(f"{audit.n_grouped:,} of them belong together, in {audit.n_groups:,} groups.", highlight=False)
+    table = _table("Check", "Photos", "")
+    for name, n_photos in counts.items():
+        is_note = CHECKS[name].family == "note"
+        table.add_row(CHECKS[name].title, f"{n_photos:,}", CHECKS[name].advice, style="dim" if is_note else None)
+    if counts:
+        out.print(table)
+    else:
+        out.print("Nothing was found.")
+    if audit.gap:
+        random, grouped = audit.gap.random, audit.gap.grouped
+        out.print(
+            f"A small head is right on {random.value:.1%} where photos are parted at random, and on "
+            f"{grouped.value:.1%} ({grouped.low:.1%} to {grouped.high:.1%}) where groups stay whole.",
+            highlight=False,
+        )
+    for remark in audit.remarks:
+        mark = "[bold red]![/] " if remark.flagged else "  "
+        out.print(f"{mark}{escape(remark.text)}", highlight=False)
 
 
 def _print_effects(out: Console, effects: Effects) -> None:

@@ -212,6 +212,7 @@ def load_dataset(
     *,
     tree: ClassTree | None = None,
     min_classes: int = 2,
+    needs_labels: bool = True,
     on_photo: Callable[[int, int], None] | None = None,
 ) -> Dataset:
     """Find labelled photos, read each once, and hash it.
@@ -228,6 +229,8 @@ def load_dataset(
         a folder that the tree knows as another node.
     min_classes : int
         Fewest classes the data may hold.
+    needs_labels : bool
+        Whether photos without anything to say what they show are an error; else they have the label -1.
     on_photo : callable, optional
         Called with (files read, files to read).
 
@@ -250,16 +253,18 @@ def load_dataset(
         raise _no_photo_error(listing)
     declared = {file.split for file in (*listing.files, *listing.unusable)}
     if not listing.is_table:
-        hashes, declared = _arrange_files(listing, hashes)
+        hashes, declared = _arrange_files(listing, hashes, needs_labels=needs_labels)
     class_paths = {file.folders for file in listing.files}
     own = {file.folders for file in listing.files if file.split in {"train", None}} or class_paths
-    n_shared = _shared_depth(own) if tree is None else 0
+    if own == {()}:  # photos in one folder, and nothing says what they show
+        own, min_classes = set(), 0
+    n_shared = _shared_depth(own) if tree is None and own else 0
     found = ClassTree.from_paths(path[n_shared:] for path in own) if tree is None else tree
     _require_classes(listing, sorted(own if tree is None else class_paths), min_classes)
     labels = {path: _match_class(found, path, own, n_shared, any_end=tree is not None) for path in class_paths}
     groups = _merge_groups(listing.files, hashes)
     photos = tuple(_take_photos(listing, labels, hashes, groups))
-    unknown = sorted(("/".join(path) for path, label in labels.items() if label < 0), key=natural_key)
+    unknown = sorted(("/".join(path) for path, label in labels.items() if label < 0 and path), key=natural_key)
     skipped = tuple(sorted(listing.skipped, key=lambda one: natural_key(one.name)))
     return Dataset(
         photos,
@@ -327,7 +332,7 @@ def _no_photo_error(listing: Listing) -> DataError:
 # --- splits and class folders ---------------------------------------------------------------------------------------
 
 
-def _arrange_files(listing: Listing, hashes: list[str]) -> tuple[list[str], set[Split | None]]:
+def _arrange_files(listing: Listing, hashes: list[str], *, needs_labels: bool) -> tuple[list[str], set[Split | None]]:
     """Turn where each file lies into its split and class path; set aside files that have none.
 
     The hashes of the files that stay, and the splits that the folders name, are returned.
@@ -339,7 +344,8 @@ def _arrange_files(listing: Listing, hashes: list[str]) -> tuple[list[str], set[
         split_depth = _find_split_depth(folders | lost)
     declared = {_place_folder(parts, split_depth)[0] for parts in folders | lost}
     places = {parts: _place_folder(parts, split_depth) for parts in folders}
-    if not any(class_path for _, class_path in places.values()):
+    is_labelled = any(class_path for _, class_path in places.values())
+    if needs_labels and not is_labelled:
         raise DataError(
             f"{listing.shown}: no class folders: {len(listing.files)} photos lie in one folder with nothing to say "
             "what they show: put the photos of each class into a folder with its name, or bring a table with the "
@@ -351,7 +357,7 @@ def _arrange_files(listing: Listing, hashes: list[str]) -> tuple[list[str], set[
         split, class_path = places[file.folders]
         if class_path is None:
             listing.skip(file.path, "no_split", "wanted a photo in a train, val or test folder, it lies beside them")
-        elif not class_path:
+        elif is_labelled and not class_path:
             listing.skip(file.path, "no_label", "wanted a photo in a class folder, it lies beside them")
         else:
             kept.append(file._replace(folders=class_path, split=split))

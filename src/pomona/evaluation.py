@@ -453,6 +453,19 @@ def _mean(shares: NDArray[np.float64], weights: NDArray[np.float64]) -> float:
     return min(1.0, float(shares @ weights))
 
 
+def measure_share(hits: NDArray[np.bool_], groups: NDArray[Any] | None = None) -> Metric:
+    """Share of photos on which something holds, with its interval.
+
+    Parameters
+    ----------
+    hits : ndarray of shape (N,), bool
+        At least one.
+    groups : ndarray of shape (N,), optional
+        Photos of one group count less than as many apart.
+    """
+    return _measure_share(hits, _number_groups(groups, len(hits)))
+
+
 def _measure_share(hits: NDArray[np.bool_], group_of: NDArray[np.int64] | None) -> Metric:
     n_photos = len(hits)
     share = float(hits.mean())

@@ -1,0 +1,158 @@
+"""Photos that belong together get one group, and what that says of a split.
+
+In: a dataset, and what is alike in it. Out: the dataset with groups, photos on both sides of a split, the price of a
+random split.
+Why: a group is the one thing that splits and folds never divide, so whatever makes two photos belong together (their
+bytes, their pixels, their scene, a word of the user) ends up there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pomona.errors import MissingPackageError
+from pomona.evaluation import measure_share
+from pomona.findings import SplitGap
+from pomona.label_doubts import list_nearest, measure_folds
+from pomona.parts import list_folds
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from pomona.dataset import Dataset
+    from pomona.likeness import Likeness
+
+_NAME_DIGITS = 12
+
+
+def group_photos(dataset: Dataset, likeness: Likeness) -> Dataset:
+    """Put photos that are alike into one group.
+
+    Groups that the data names stay together, and are joined where one holds a copy of a photo of the other; scenes are
+    only looked for among photos of no named group.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        N photos.
+    likeness : Likeness
+        Of the same photos.
+
+    Returns
+    -------
+    Dataset
+        The same photos in the same order. A group is called as the data does, or by the smallest hash in it, so that
+        its name does not depend on the order of the files.
+
+    Raises
+    ------
+    MissingPackageError
+        If SciPy is not installed.
+    """
+    try:
+        from scipy.sparse import coo_matrix
+        from scipy.sparse.csgraph import connected_components
+    except ImportError as error:
+        raise MissingPackageError("scipy", "train", "to group photos") from error
+    photos, n_photos = dataset.photos, dataset.n_photos
+    is_named = np.array([photo.group != photo.sha256 for photo in photos], bool)
+    _, given = np.unique(dataset.groups, return_inverse=True)
+    scenes = np.where(is_named, n_photos, likeness.communities)  # no photo stands for the last number
+    links = [(row, n_photos + int(group)) for row, group in enumerate(given)]
+    links += [(row, 2 * n_photos + int(scene)) for row, scene in enumerate(scenes) if scene < n_photos]
+    links += [(copy.first, copy.second) for copy in likeness.copies]
+    ends = np.array(links, np.intp).reshape(-1, 2).T
+    graph = coo_matrix((np.ones(ends.shape[1], bool), ends), shape=(3 * n_photos + 1, 3 * n_photos + 1))
+    numbers = connected_components(graph, directed=False)[1][:n_photos]
+    names: dict[int, tuple[bool, str]] = {}
+    sizes = np.bincount(numbers) if n_photos else numbers
+    for photo, number, named in zip(photos, numbers.tolist(), is_named.tolist(), strict=True):
+        call = (not named, photo.group if named or sizes[number] == 1 else f"scene-{photo.sha256[:_NAME_DIGITS]}")
+        names[number] = min(names.get(number, call), call)
+    grouped = (replace(photo, group=names[number][1]) for photo, number in zip(photos, numbers.tolist(), strict=True))
+    return replace(dataset, photos=tuple(grouped))
+
+
+@dataclass(frozen=True)
+class Leak:
+    """A photo that is measured on, in a group with one that is learnt from.
+
+    Parameters
+    ----------
+    row, other : int
+        The photo, and the one of train that is most like it.
+    is_copy : bool
+        Whether one was made from the other; else they are of one scene.
+    """
+
+    row: int
+    other: int
+    is_copy: bool
+
+
+def list_leaks(dataset: Dataset, likeness: Likeness, coordinates: NDArray[np.float32]) -> tuple[Leak, ...]:
+    """Photos of val and test in whose group there is one of train, copies first.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        With the groups of `group_photos` and the splits that the data brings.
+    likeness : Likeness
+        Of the same photos.
+    coordinates : ndarray of shape (N, K), float32
+        Features in few numbers.
+    """
+    photos = dataset.photos
+    learnt = {photo.group for photo in photos if photo.split == "train"}
+    copies: dict[int, set[int]] = {}
+    for copy in likeness.copies:
+        copies.setdefault(copy.first, set()).add(copy.second)
+        copies.setdefault(copy.second, set()).add(copy.first)
+    numbers = {group: number for number, group in enumerate(sorted(learnt))}
+    train_group = np.array([numbers[p.group] if p.split == "train" else -1 for p in photos], np.intp)
+    leaks = []
+    for row, photo in enumerate(photos):
+        if photo.split in {"val", "test"} and photo.group in learnt:
+            twins = [twin for twin in copies.get(row, ()) if photos[twin].split == "train"]
+            other = min(twins) if twins else list_nearest(coordinates, train_group, row, numbers[photo.group])[0]
+            leaks.append(Leak(row, other, bool(twins)))
+    return tuple(sorted(leaks, key=lambda leak: (not leak.is_copy, leak.row)))
+
+
+def measure_gap(dataset: Dataset, coordinates: NDArray[np.float32], *, seed: int = 0) -> SplitGap | None:
+    """Measure what parting the photos at random would promise, and what holds for photos of other groups.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        With the groups of `group_photos`.
+    coordinates : ndarray of shape (N, K), float32
+        Features in few numbers.
+    seed : int
+        Of the folds.
+
+    Returns
+    -------
+    SplitGap or None
+        Of the photos of classes that several groups hold; None where there are none, or no group of several photos.
+    """
+    labels, groups = dataset.labels, dataset.groups
+    held = np.unique(np.stack([labels.astype(str), groups]), axis=1)[0] if len(labels) else labels
+    several = [int(label) for label, n in zip(*np.unique(held, return_counts=True), strict=True) if n > 1]
+    rows = np.flatnonzero(np.isin(labels, several) & (labels >= 0))
+    kept, names = labels[rows], groups[rows]
+    if len(np.unique(kept)) < 2 or len(np.unique(names)) == len(rows):
+        return None
+    table = coordinates[rows]
+    alone = np.arange(len(rows)).astype(str)
+    hits = []
+    for marks in (alone, names):
+        folds = list_folds(kept, marks, seed=seed)
+        if not folds:
+            return None
+        right = measure_folds(table, kept, len(dataset.tree), folds)
+        hits.append((right, names[np.concatenate([held_out for _, held_out in folds])]))
+    return SplitGap(measure_share(hits[0][0]), measure_share(*hits[1]))
