@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from pomona.likeness import Likeness
 
 _N_SHOWN = 400  # doubts and outliers that are shown beside their nearest
-_SCENE_SCORE = 0.4
 _FEW_PHOTOS, _UNEVEN = 5, 20.0
 
 
@@ -75,7 +74,7 @@ def audit_photos(
     with clock.step("look", features.dataset.n_photos):
         facts = measure_photos(features.dataset, n_workers=n_workers, on_photo=clock.count)
     with clock.step("compare"):
-        coordinates = project_vectors(_keep_rows(features, facts.dataset), DOUBT_DIM)
+        coordinates = project_vectors(features.keep(facts.dataset).vectors, DOUBT_DIM)
         thumbnails = facts.rows["thumbnail"]
         likeness = find_likeness(
             facts.dataset.photos, thumbnails, coordinates, n_workers=n_workers, on_pair=clock.count
@@ -95,6 +94,36 @@ def audit_photos(
         with clock.step("shortcuts"):
             remarks += _remark_shortcuts(seen, gap.grouped.value if gap else 1.0, seed)
     return Audit(dataset, level, sort_findings(findings), tuple(remarks), nearest, gap)
+
+
+def note_audit(audit: Audit) -> tuple[str, ...]:
+    """What a reader of the numbers must know of an audit.
+
+    Parameters
+    ----------
+    audit : Audit
+        Of the photos that were learnt and measured.
+
+    Returns
+    -------
+    tuple of str
+        Sentences.
+    """
+    notes = []
+    for check, what in (
+        ("leak", "Photos that are measured on and have a twin in train"),
+        ("conflicting_label", "The same photo with different labels"),
+    ):
+        found = [one for one in audit.findings if one.check == check]
+        if found:
+            notes.append(f"{what}: {len(found):,}, the first {found[0].name} beside {found[0].other}.")
+    if audit.gap and not audit.dataset.declared_splits:
+        random, grouped = audit.gap.random.value, audit.gap.grouped.value
+        notes.append(
+            f"{audit.n_grouped:,} photos belong together, in {audit.n_groups:,} groups, which were not divided. Parted "
+            f"at random, a small head would seem right on {random:.0%}; with groups kept whole, on {grouped:.0%}."
+        )
+    return tuple(notes)
 
 
 @dataclass(frozen=True)
@@ -117,14 +146,6 @@ class _Seen:
         return self.dataset.tree.names[number] if number >= 0 else "no label"
 
 
-def _keep_rows(features: Features, dataset: Dataset) -> NDArray[np.float32]:
-    """Vectors of the photos that are still there."""
-    if dataset.n_photos == features.dataset.n_photos:
-        return features.vectors
-    left = {photo.path for photo in dataset.photos}
-    return features.vectors[[row for row, photo in enumerate(features.dataset.photos) if photo.path in left]]
-
-
 # --- copies and leaks -------------------------------------------------------------------------------------------------
 
 
@@ -143,11 +164,15 @@ def _list_copies(seen: _Seen) -> list[Finding]:
 
 
 def _list_leaks(seen: _Seen) -> list[Finding]:
+    what = {
+        "copy": (0.0, "a copy of it is"),
+        "group": (0.2, "a photo of its group is"),
+        "shot": (0.4, "a shot of the same scene is"),
+    }
     found = []
-    for leak in list_leaks(seen.dataset, seen.likeness, seen.coordinates):
-        what = "a copy of it is" if leak.is_copy else "a photo of the same scene is"
-        reason = f"it is in {seen.dataset.photos[leak.row].split}, and {what} in train"
-        score = 0.0 if leak.is_copy else _SCENE_SCORE
+    for leak in list_leaks(seen.facts.dataset, seen.likeness):
+        score, said = what[leak.why]
+        reason = f"it is in {seen.dataset.photos[leak.row].split}, and {said} in train"
         found.append(Finding(seen.name(leak.row), "leak", score, True, reason, seen.name(leak.other)))
     return found
 
@@ -193,7 +218,7 @@ def _remark_balance(dataset: Dataset) -> list[Remark]:
     uneven = counts[most] > _UNEVEN * max(1, counts[least]) or counts[least] < _FEW_PHOTOS
     text = (
         f"{counts[least]:,} to {counts[most]:,} photos a class, {np.median(counts):,.0f} in the middle one; "
-        f"fewest of {name_some([names[c] for c in np.argsort(counts, kind='stable')], limit=3)}."
+        f"fewest of {', '.join(names[c] for c in np.argsort(counts, kind='stable')[:3])}."
     )
     remarks = [Remark("balance", text, bool(uneven))]
     groups: dict[int, set[str]] = {}

@@ -89,6 +89,13 @@ class Features:
         photos = tuple(self.dataset.photos[i] for i in rows)
         return replace(self, vectors=self.vectors[rows], dataset=replace(self.dataset, photos=photos))
 
+    def keep(self, dataset: Dataset) -> Features:
+        """Only the photos that a dataset still holds, with its labels, groups and splits; it has them in this order."""
+        left = {photo.path for photo in dataset.photos}
+        rows = [i for i, photo in enumerate(self.dataset.photos) if photo.path in left]
+        vectors = self.vectors if len(rows) == len(self.vectors) else self.vectors[rows]
+        return replace(self, vectors=vectors, dataset=dataset)
+
 
 def extract_features(
     dataset: Dataset,

@@ -9,14 +9,14 @@ bytes, their pixels, their scene, a word of the user) ends up there.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from pomona.errors import MissingPackageError
 from pomona.evaluation import measure_share
 from pomona.findings import SplitGap
-from pomona.label_doubts import list_nearest, measure_folds
+from pomona.label_doubts import measure_folds
 from pomona.parts import list_folds
 
 if TYPE_CHECKING:
@@ -78,48 +78,55 @@ def group_photos(dataset: Dataset, likeness: Likeness) -> Dataset:
 
 @dataclass(frozen=True)
 class Leak:
-    """A photo that is measured on, in a group with one that is learnt from.
+    """A photo that is measured on, and one of train that gives it away.
 
     Parameters
     ----------
     row, other : int
-        The photo, and the one of train that is most like it.
-    is_copy : bool
-        Whether one was made from the other; else they are of one scene.
+        The photo, and the one of train.
+    why : {"copy", "shot", "group"}
+        One was made from the other; they are shots of one scene; the data puts them into one group.
     """
 
     row: int
     other: int
-    is_copy: bool
+    why: Literal["copy", "shot", "group"]
 
 
-def list_leaks(dataset: Dataset, likeness: Likeness, coordinates: NDArray[np.float32]) -> tuple[Leak, ...]:
-    """Photos of val and test in whose group there is one of train, copies first.
+def list_leaks(dataset: Dataset, likeness: Likeness) -> tuple[Leak, ...]:
+    """Photos of val and test that one of train gives away, copies first.
+
+    That two photos are in one group because they are hard to tell apart does not make them a leak: a val part of
+    another day may well show the same produce.
 
     Parameters
     ----------
     dataset : Dataset
-        With the groups of `group_photos` and the splits that the data brings.
+        With the splits and groups that the data brings.
     likeness : Likeness
         Of the same photos.
-    coordinates : ndarray of shape (N, K), float32
-        Features in few numbers.
     """
     photos = dataset.photos
-    learnt = {photo.group for photo in photos if photo.split == "train"}
-    copies: dict[int, set[int]] = {}
+    found: dict[int, Leak] = {}
+
+    def note(one: int, other: int, why: Literal["copy", "shot", "group"]) -> None:
+        for row, twin in ((one, other), (other, one)):
+            if photos[row].split in {"val", "test"} and photos[twin].split == "train":
+                found.setdefault(row, Leak(row, twin, why))
+
     for copy in likeness.copies:
-        copies.setdefault(copy.first, set()).add(copy.second)
-        copies.setdefault(copy.second, set()).add(copy.first)
-    numbers = {group: number for number, group in enumerate(sorted(learnt))}
-    train_group = np.array([numbers[p.group] if p.split == "train" else -1 for p in photos], np.intp)
-    leaks = []
+        note(copy.first, copy.second, "copy")
+    first_learnt: dict[str, int] = {}
     for row, photo in enumerate(photos):
-        if photo.split in {"val", "test"} and photo.group in learnt:
-            twins = [twin for twin in copies.get(row, ()) if photos[twin].split == "train"]
-            other = min(twins) if twins else list_nearest(coordinates, train_group, row, numbers[photo.group])[0]
-            leaks.append(Leak(row, other, bool(twins)))
-    return tuple(sorted(leaks, key=lambda leak: (not leak.is_copy, leak.row)))
+        if photo.split == "train":
+            first_learnt.setdefault(photo.group, row)
+    for row, photo in enumerate(photos):
+        if photo.group in first_learnt:
+            note(row, first_learnt[photo.group], "copy" if photo.group == photo.sha256 else "group")
+    for one, other in likeness.shots.tolist():
+        note(one, other, "shot")
+    order = ("copy", "group", "shot")
+    return tuple(sorted(found.values(), key=lambda leak: (order.index(leak.why), leak.row)))
 
 
 def measure_gap(dataset: Dataset, coordinates: NDArray[np.float32], *, seed: int = 0) -> SplitGap | None:

@@ -38,7 +38,7 @@ LIKENESS_DIM = 128
 """Coordinates of colours and of features that neighbours are found by."""
 
 _COLOUR_SHARE = 0.7  # of what makes two photos of one scene alike; features make the rest
-_SCENE_SIMILARITY = 0.8
+_SCENE_SIMILARITY, _SHOT_SIMILARITY = 0.8, 0.92
 _LINKS_PER_COMMUNITY = 8000.0  # total weight of links over resolution: what joins does not depend on the size of a set
 _N_NEIGHBOURS, _N_COPIES = 10, 10
 _COPY_SIMILARITY = 0.8
@@ -80,11 +80,14 @@ class Likeness:
     copies : tuple of Copy
         Each photo beside the first of its copies, at least.
     communities : ndarray of shape (N,), intp
-        Photos of one scene have one number.
+        Photos of one scene, or of scenes that a recogniser could not tell apart, have one number.
+    shots : ndarray of shape (M, 2), intp
+        Pairs of rows so much alike that they are shots of one scene, a step or a moment apart.
     """
 
     copies: tuple[Copy, ...]
     communities: NDArray[np.intp]
+    shots: NDArray[np.intp]
 
 
 def find_likeness(
@@ -134,10 +137,11 @@ def find_likeness(
     copies += _compare_pixels(photos, thumbnails, pairs, n_workers, on_pair)
     colours = scale_rows(_describe_colours(thumbnails[rows]))
     mixed = np.concatenate([colours * np.sqrt(_COLOUR_SHARE), features * np.sqrt(1 - _COLOUR_SHARE)], axis=1)
+    numbers, shots = _find_scenes(np.asarray(mixed, np.float32), n_workers)
     communities = np.empty(len(photos), np.intp)
-    communities[rows] = _find_communities(np.asarray(mixed, np.float32), n_workers)
-    communities = communities[firsts]
-    return Likeness(tuple(sorted(copies, key=lambda one: (one.first, one.second))), communities)
+    communities[rows] = numbers
+    copies.sort(key=lambda one: (one.first, one.second))
+    return Likeness(tuple(copies), communities[firsts], rows[shots])
 
 
 # --- neighbours -----------------------------------------------------------------------------------------------------
@@ -199,9 +203,7 @@ def find_neighbours(
 def _list_candidates(features: NDArray[np.float32], n_workers: int) -> NDArray[np.intp]:
     """Pairs (P, 2) of rows whose features are near enough for one to be a copy of the other."""
     near, products = find_neighbours(features, _N_COPIES, n_workers)
-    rows, columns = np.nonzero((near >= 0) & (products > _COPY_SIMILARITY))
-    pairs = np.sort(np.stack([rows, near[rows, columns]], axis=1), axis=1)
-    return np.unique(pairs, axis=0)
+    return _pair_up(near, products > _COPY_SIMILARITY)
 
 
 def _compare_pixels(
@@ -305,24 +307,29 @@ def _describe_colours(thumbnails: NDArray[np.uint8]) -> NDArray[np.float32]:
     return project_blocks(read_rows, len(thumbnails), LIKENESS_DIM)
 
 
-def _find_communities(table: NDArray[np.float32], n_workers: int) -> NDArray[np.intp]:
-    """Number of the scene of each row (N, K): communities among neighbours that share neighbours."""
+def _find_scenes(table: NDArray[np.float32], n_workers: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Number of the community of each row (N, K) among neighbours that share neighbours, and pairs of one scene."""
     near, products = find_neighbours(table, _N_NEIGHBOURS, n_workers)
-    rows, columns = np.nonzero((near >= 0) & (products > _SCENE_SIMILARITY))
-    numbers = np.arange(len(table), dtype=np.intp)
-    if not len(rows):
-        return numbers
+    links = _pair_up(near, products > _SCENE_SIMILARITY)
+    shots = _pair_up(near, products > _SHOT_SIMILARITY)
+    if not len(links):
+        return np.arange(len(table), dtype=np.intp), shots
     try:
         from scipy.sparse import coo_matrix
         from sknetwork.clustering import Leiden
     except ImportError as error:
         raise MissingPackageError("scikit-network", "train", "to find photos of one scene") from error
-    links = np.unique(np.sort(np.stack([rows, near[rows, columns]], axis=1), axis=1), axis=0)
     weights = _share_neighbours(near, links)
     both = np.concatenate([links, links[:, ::-1]])
     graph = coo_matrix((np.tile(weights, 2), both.T), shape=(len(table), len(table))).tocsr()
     leiden = Leiden(resolution=graph.sum() / _LINKS_PER_COMMUNITY, random_state=0)
-    return np.asarray(leiden.fit_predict(graph), np.intp)
+    return np.asarray(leiden.fit_predict(graph), np.intp), shots
+
+
+def _pair_up(near: NDArray[np.intp], is_kept: NDArray[np.bool_]) -> NDArray[np.intp]:
+    """Pairs (P, 2) of each row and those of its neighbours that are kept, each pair once."""
+    rows, columns = np.nonzero(is_kept & (near >= 0))
+    return np.unique(np.sort(np.stack([rows, near[rows, columns]], axis=1), axis=1), axis=0)
 
 
 def _share_neighbours(near: NDArray[np.intp], links: NDArray[np.intp]) -> NDArray[np.float64]:

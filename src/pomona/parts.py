@@ -158,6 +158,20 @@ def list_folds(
     return folds if len(folds) > 1 else []  # of a single pair, only the first part would be fitted on
 
 
+def note_copies(dataset: Dataset) -> tuple[str, ...]:
+    """What a reader must know of identical photos and groups, where no audit looked for more."""
+    notes = []
+    if leaks := dataset.leaks:
+        notes.append(f"Identical photos on both sides of a split: {len(leaks)}, the first {' and '.join(leaks[0])}.")
+    if divided := dataset.divided_groups:
+        notes.append(f"Groups with photos on both sides of a split: {len(divided)} ({name_some(divided)}).")
+    if conflicts := dataset.conflicts:
+        notes.append(
+            f"Identical photos with different labels: {len(conflicts)}, the first {' and '.join(conflicts[0])}."
+        )
+    return tuple(notes)
+
+
 def note_data(dataset: Dataset, n_evaluated: int) -> tuple[str, ...]:
     """What a reader must know of the data before trusting the numbers.
 
@@ -174,14 +188,6 @@ def note_data(dataset: Dataset, n_evaluated: int) -> tuple[str, ...]:
         Sentences.
     """
     notes = []
-    if leaks := dataset.leaks:
-        notes.append(f"Identical photos on both sides of a split: {len(leaks)}, the first {' and '.join(leaks[0])}.")
-    if divided := dataset.divided_groups:
-        notes.append(f"Groups with photos on both sides of a split: {len(divided)} ({name_some(divided)}).")
-    if conflicts := dataset.conflicts:
-        notes.append(
-            f"Identical photos with different labels: {len(conflicts)}, the first {' and '.join(conflicts[0])}."
-        )
     if dataset.unknown_labels:
         n_photos = sum(photo.label < 0 for photo in dataset.photos)
         notes.append(

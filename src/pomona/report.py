@@ -24,6 +24,7 @@ import numpy as np
 
 from pomona.errors import MissingPackageError
 from pomona.files import write_atomic
+from pomona.findings import CHECKS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
     from pomona.clock import Stage
     from pomona.evaluation import ClassRow, Evaluation, Metric
+    from pomona.findings import Audit
     from pomona.head import Fit
 
 
@@ -128,6 +130,8 @@ class ReportData:
         Photos that were left out; 12 are shown.
     notes : sequence of str
         What to know before trusting the numbers: leaks, conflicting labels, classes without photos, few photos.
+    audit : Audit, optional
+        What is wrong with the photos.
     stages : sequence of Stage
         In the order they ran.
     settings : mapping of str to object
@@ -150,6 +154,7 @@ class ReportData:
     mistakes: Sequence[MistakeCard] = ()
     skipped: Sequence[tuple[str, str, str]] = ()
     notes: Sequence[str] = ()
+    audit: Audit | None = None
     stages: Sequence[Stage] = ()
     settings: Mapping[str, object] = field(default_factory=dict)
     provenance: Mapping[str, str] = field(default_factory=dict)
@@ -288,6 +293,7 @@ def _arrange(data: ReportData) -> dict[str, Any]:
         "has_counts": bool(data.class_counts),
         "n_rows_open": _N_ROWS_OPEN,
         "skipped": _summarise_skipped(data.skipped),
+        "checks": _list_checks(data.audit),
         "stages": _scale_stages(data.stages),
         "total_s": sum(stage.seconds for stage in data.stages),
     }
@@ -299,6 +305,16 @@ def _arrange(data: ReportData) -> dict[str, Any]:
         content["pairs"], content["n_more_pairs"] = shown, len(pairs) - len(shown)
         content["matrix"] = _lay_out_matrix(data.evaluation)
     return content
+
+
+def _list_checks(audit: Audit | None) -> list[dict[str, Any]]:
+    """What each check of an audit found, the most pressing first; unusable photos have a table of their own."""
+    counts = audit.count() if audit else {}
+    return [
+        {"title": check.title, "advice": check.advice, "n_photos": counts[name], "is_note": check.family == "note"}
+        for name, check in CHECKS.items()
+        if name in counts and check.family != "unusable"
+    ]
 
 
 def _count_wrong(evaluation: Evaluation | None) -> int:

@@ -20,12 +20,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pomona.audit_page import write_audit_page
 from pomona.bundle import HEAD_NAME, LEARNT_NAME, MODEL_NAME, TUNED_NAME, write_bundle
 from pomona.clock import Stage
 from pomona.curves import draw_learning_curves, draw_lr_curve
 from pomona.errors import BundleError, PhotoError
 from pomona.evaluation import mistakes
 from pomona.files import MANIFEST_NAME, storage_errors, write_atomic
+from pomona.findings import COLUMNS, list_rows
 from pomona.photo import decode_photo, read_unchanged
 from pomona.report import N_CARDS, ClassCount, MistakeCard, ReportData, draw_confusion, write_report
 from pomona.run_log import RESULTS_NAME
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from pomona.dataset import Dataset, Photo
     from pomona.embedding import Embedding
     from pomona.evaluation import Evaluation
+    from pomona.findings import Audit
     from pomona.head import Fit, Head
     from pomona.lr_range import RangeResult
     from pomona.run_log import Row
@@ -62,6 +65,7 @@ RUN_FILES = frozenset(
         RESULTS_NAME,
         SETTINGS_NAME,
         "audit.csv",
+        "audit.html",
         "report.html",
         CHANGES_NAME,
         TUNED_NAME,
@@ -103,6 +107,8 @@ class Run:
         What these photos are, in words.
     notes : tuple of str
         What to know before trusting the numbers.
+    audit : Audit
+        What is wrong with the photos.
     curve : tuple of Row
         Of training by gradients, a line an epoch; none where the head was fitted in closed form.
     range_result : RangeResult, optional
@@ -122,6 +128,7 @@ class Run:
     evaluation: Evaluation
     evaluated_on: str
     notes: tuple[str, ...]
+    audit: Audit
     curve: tuple[Row, ...] = ()
     range_result: RangeResult | None = None
     tuning_folder: Path | None = None
@@ -166,7 +173,9 @@ def write_run(folder: Path, run: Run, stages: Sequence[Stage]) -> Bundle:
     write_atomic(folder / "metrics.json", _to_json(run.evaluation.to_dict(confusion=True)))
     write_atomic(folder / "predictions.csv", _list_predictions(run))
     _keep_curve(folder, run)
-    write_atomic(folder / "audit.csv", _list_skipped(run.dataset))
+    write_atomic(folder / "audit.csv", write_csv([COLUMNS, *list_rows(run.audit)]))
+    if any(one.flagged for one in run.audit.findings) and run.audit.level != "none":
+        write_audit_page(folder / "audit.html", run.audit, title=run.title)
     write_atomic(folder / SETTINGS_NAME, _list_settings(run))
     write_atomic(folder / "confusion_matrix.png", draw_confusion(run.evaluation))
     save = Stage("save", time.perf_counter() - started_s)
@@ -269,11 +278,6 @@ def _list_fits(run: Run) -> str:
     return write_csv([header, *rows])
 
 
-def _list_skipped(dataset: Dataset) -> str:
-    rows = [(one.name, one.fault, 0, 1, one.detail) for one in dataset.skipped]
-    return write_csv([("file_name", "check", "score", "flagged", "reason"), *rows])
-
-
 def _list_settings(run: Run) -> str:
     """Settings as YAML; JSON strings are valid YAML scalars."""
     return "".join(f"{name}: {json.dumps(value, ensure_ascii=False)}\n" for name, value in run.settings.items())
@@ -314,6 +318,7 @@ def _gather_report(run: Run, stages: Sequence[Stage], created: str) -> ReportDat
         mistakes=list(_show_mistakes(run)),
         skipped=[(one.name, one.fault, one.detail) for one in run.dataset.skipped],
         notes=run.notes,
+        audit=run.audit,
         stages=stages,
         settings=run.settings,
         provenance={

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, get_args
 
 import numpy as np
 
+from pomona.audit import audit_photos, note_audit
 from pomona.backbone import choose_layer, is_embedded
 from pomona.bundle import list_levels
 from pomona.checkpoint import clear_run, read_precision
@@ -32,8 +33,10 @@ from pomona.errors import DataError, MissingPackageError, NotFiniteError, Option
 from pomona.evaluation import evaluate
 from pomona.features import Features, extract_features, list_missing, release_pages
 from pomona.files import new_folder
+from pomona.findings import Audit, CheckLevel, sort_findings
 from pomona.learnt import Learnt, save_learnt
-from pomona.parts import PartPlan, list_folds, note_data, plan_parts
+from pomona.parts import PartPlan, list_folds, note_copies, note_data, plan_parts
+from pomona.photo_quality import list_unusable
 from pomona.ridge import RIDGE_STRENGTHS, fit_ridge
 from pomona.run_folder import Run, write_run
 from pomona.run_place import check_output, check_place, choose_output, find_tuning_folder, name_data
@@ -86,6 +89,8 @@ class TrainOptions(TuneOptions):
         Share of the photos kept apart, 0-1, where the data has no val and no test part.
     seed : int
         Decides which photos are kept apart.
+    check : {"none", "quick", "full"}
+        How much is looked for in the photos before. With ``none``, only identical files stay together in the split.
     enhance : str
         What is done to photos before they are learnt or predicted, such as ``white-balance,clahe``.
     workers : int, optional
@@ -108,6 +113,7 @@ class TrainOptions(TuneOptions):
     )
     val_share: Annotated[float, "Share of photos to keep apart where the data has no val or test part."] = 0.2
     seed: Annotated[int, "Decides which photos are kept apart, and all that training draws."] = 0
+    check: Annotated[CheckLevel, "What to look for in the photos before; none parts copies and bursts, too."] = "quick"
     enhance: Annotated[str, "Done to every photo first, such as white-balance,clahe; see pomona enhance."] = ""
     workers: Annotated[int | None, "Threads for decoding and the network; by default every core."] = None
 
@@ -219,17 +225,23 @@ def train(
 
     with clock.step("read"):
         dataset = load_dataset(options.data, on_photo=clock.count)
-        dataset, plan = plan_parts(
-            dataset, options.val_share, options.seed, tunes=options.tune is not None, refits=options.refits
-        )
+        parted, _ = _part(dataset, options)  # what cannot be parted at all is said before the long steps
     if options.tune:
-        learnt = _tune(dataset, plan, options, clock, on_row)
+        audit = _look_before(dataset, options, clock)
+        parted, plan = _part(audit.dataset, options, dataset)
+        learnt = _tune(parted, plan, options, clock, on_row)
     else:
         with clock.step("plan"):
-            options, embedding, forecasts, taken = _plan_effort(dataset, options)
+            options, embedding, forecasts, taken = _plan_effort(parted, options)
         if on_forecast:
             on_forecast(forecasts, taken)
-        learnt = _fit_frozen(dataset, embedding, plan, options, clock)
+        with clock.step("features", dataset.n_photos):
+            features, embedding, fell_back = _extract_features(dataset, embedding, options.workers, clock)
+        audit = audit_photos(features, options.check, seed=options.seed, n_workers=options.workers, clock=clock)
+        parted, plan = _part(audit.dataset, options, dataset)
+        learnt = _fit_features(features.keep(parted), embedding, plan, options, clock)
+        learnt = replace(learnt, notes=(*fell_back, *learnt.notes))
+    audit = replace(audit, dataset=learnt.dataset)
     with clock.step("evaluate"):
         reported, probabilities, evaluation = _score_part(learnt.features, plan.report_on, learnt.head)
 
@@ -244,7 +256,13 @@ def train(
         probabilities=probabilities,
         evaluation=evaluation,
         evaluated_on=plan.evaluated_on,
-        notes=(*plan.notes, *learnt.notes, *note_data(learnt.dataset, evaluation.n)),
+        notes=(
+            *plan.notes,
+            *learnt.notes,
+            *(note_copies(learnt.dataset) if audit.level == "none" else note_audit(audit)),
+            *note_data(learnt.dataset, evaluation.n),
+        ),
+        audit=audit,
         curve=learnt.curve,
         range_result=learnt.range_result,
         tuning_folder=learnt.tuning_folder,
@@ -301,16 +319,43 @@ class _Learnt:
     interrupted: bool = False
 
 
-def _fit_frozen(dataset: Dataset, embedding: Embedding, plan: PartPlan, options: TrainOptions, clock: Clock) -> _Learnt:
-    """Fit a head in closed form on the features of frozen networks."""
+def _part(dataset: Dataset, options: TrainOptions, before: Dataset | None = None) -> tuple[Dataset, PartPlan]:
+    """Say what each photo is for; where scenes leave none to measure on, by the groups of before they were found."""
+    tunes = options.tune is not None
+    try:
+        return plan_parts(dataset, options.val_share, options.seed, tunes=tunes, refits=options.refits)
+    except DataError:
+        if before is None:
+            raise
+    left = {photo.path for photo in dataset.photos}
+    before = replace(dataset, photos=tuple(photo for photo in before.photos if photo.path in left))
+    parted, plan = plan_parts(before, options.val_share, options.seed, tunes=tunes, refits=options.refits)
+    note = (
+        "The photos of each class are of one scene, and were parted within it: they are measured on what was nearly "
+        "learnt from, and the numbers are too good. Bring photos of other places and days."
+    )
+    return parted, replace(plan, notes=(note, *plan.notes))
+
+
+def _look_before(dataset: Dataset, options: TrainOptions, clock: Clock) -> Audit:
+    """Audit photos before training by gradients, by the quickest features there are."""
+    if options.check == "none":
+        return Audit(dataset, "none", sort_findings(list_unusable(dataset)))
+    embedding = plan_embedding("instant", precision=choose_precision(measure_machine(options.workers)))
     with clock.step("features", dataset.n_photos):
-        features, embedding, fell_back = _extract_features(dataset, embedding, options.workers, clock)
+        features, _, _ = _extract_features(dataset, embedding, options.workers, clock)
+    return audit_photos(features, options.check, seed=options.seed, n_workers=options.workers, clock=clock)
+
+
+def _fit_features(
+    features: Features, embedding: Embedding, plan: PartPlan, options: TrainOptions, clock: Clock
+) -> _Learnt:
+    """Fit a head in closed form on the features of frozen networks."""
     smaller, dropped = drop_empty_classes(features.dataset)
     features = replace(features, dataset=smaller)
     with clock.step("fit"):
         head, fits, ridge = _fit_parts(features, plan, options.seed, clock)
-    notes = (*fell_back, *dropped)
-    return _Learnt(embedding, head, features, features.dataset, notes, fits, ridge)
+    return _Learnt(embedding, head, features, features.dataset, dropped, fits, ridge)
 
 
 def _tune(
@@ -355,7 +400,11 @@ def _tune(
             replace(one, tuned=trained.tuned)
             for one, trained in zip(refitted.backbones, result.embedding.backbones, strict=True)
         )
-        learnt = _fit_frozen(result.dataset, replace(refitted, backbones=tuned), plan, options, clock)
+        refitted = replace(refitted, backbones=tuned)
+        with clock.step("features", result.dataset.n_photos):
+            features, refitted, fell_back = _extract_features(result.dataset, refitted, options.workers, clock)
+        learnt = _fit_features(features, refitted, plan, options, clock)
+        learnt = replace(learnt, notes=(*fell_back, *learnt.notes))
     else:
         reported = result.dataset.part(plan.report_on)
         with clock.step("features", reported.n_photos):
