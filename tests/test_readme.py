@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import re
 import shutil
 import subprocess
@@ -64,11 +65,19 @@ def home(rendered: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(path, folder / "new-photos" / f"{i}.jpg")
     shutil.copy(folder / "new-photos" / "0.jpg", folder / "basket.jpg")
     write_samples(folder / "kiwi-photos", SampleOptions(n_per_kind=4, kinds=KINDS[7:8], size_px=72, n_workers=1))
+    _decide(folder / "photos", folder / "decisions.csv")
     (folder / "bin").mkdir()
     shim = folder / "bin" / "pomona"
     shim.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m pomona "$@"\n', encoding="utf-8")
     shim.chmod(0o755)
     return folder
+
+
+def _decide(photos: Path, decisions: Path) -> None:
+    """Write what the page would export where a person drops one photo."""
+    path = sorted(photos.rglob("*.jpg"))[0]
+    name, sha256 = path.relative_to(photos).as_posix(), hashlib.sha256(path.read_bytes()).hexdigest()
+    decisions.write_text(f"file_name,sha256,decision,label\n{name},{sha256},drop,\n", encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
