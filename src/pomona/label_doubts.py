@@ -32,6 +32,7 @@ DOUBT_DIM = 512
 
 _STRENGTH = 0.25  # of the mean squared norm of the coordinates
 _SCALES = np.geomspace(3, 100, 16)
+_FEWEST = 4  # photos of a class, for it to have a say
 _LARGEST_SHARE = 0.25  # of a photo's own class, for it to be in doubt
 _N_NEAREST = 3
 _N_COMPARED = 2000  # photos of a class that each photo is compared with, so that time grows with their number alone
@@ -202,7 +203,7 @@ def find_label_doubts(
     Parameters
     ----------
     coordinates, labels, n_classes
-        As `leave_one_out`. Of a class with a single photo nothing can be said.
+        As `leave_one_out`. Of a class of three photos or fewer nothing can be said.
 
     Returns
     -------
@@ -225,7 +226,7 @@ def find_label_doubts(
     own = shares[np.arange(len(labels)), labels]
     suggested = shares.argmax(axis=1)
     counts = np.bincount(labels, minlength=n_classes)
-    doubted = np.flatnonzero((suggested != labels) & (own < _LARGEST_SHARE) & (counts[labels] > 1))
+    doubted = np.flatnonzero((suggested != labels) & (own < _LARGEST_SHARE) & (counts[labels] >= _FEWEST))
     return tuple(
         LabelDoubt(
             row,

@@ -279,4 +279,5 @@ def list_unusable(dataset: Dataset) -> list[Finding]:
     list of Finding
         One a file; the reason begins with the fault.
     """
-    return [Finding(one.name, "unusable", 0.0, True, f"{one.fault}: {one.detail}") for one in dataset.skipped]
+    reasons = ((one, one.detail.removeprefix(f"{one.path}: ")) for one in dataset.skipped)  # it names the photo already
+    return [Finding(one.name, "unusable", 0.0, True, f"{one.fault}: {detail}") for one, detail in reasons]
