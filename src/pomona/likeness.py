@@ -41,7 +41,7 @@ _COLOUR_SHARE = 0.7  # of what makes two photos of one scene alike; features mak
 _SCENE_SIMILARITY = 0.8
 _LINKS_PER_COMMUNITY = 8000.0  # total weight of links over resolution: what joins does not depend on the size of a set
 _N_NEIGHBOURS, _N_COPIES = 10, 10
-_COPY_SIMILARITY = 0.8
+_COPY_SIMILARITY, _FEW_PHOTOS = 0.8, 1000
 _THUMBNAIL_SCORE, _CLOSE_SCORE, _SAME_SCORE = 0.88, 0.965, 0.997
 _CLOSE_PX, _N_CLOSE = 96, 2
 _COLOUR_BINS = 16
@@ -182,9 +182,10 @@ def find_neighbours(
         index.add(keys[start:stop], table[start:stop], threads=1)
     for start, stop in iter_blocks(n_rows):
         matches = index.search(table[start:stop], min(n_neighbours + 1, n_rows), threads=n_workers)
-        assert isinstance(matches, BatchMatches)  # of a table, not of one row
         near = np.asarray(matches.keys).reshape(stop - start, -1).astype(np.intp)
-        near[np.arange(near.shape[1]) >= np.asarray(matches.counts).reshape(-1, 1)] = -1
+        # Of a block of one row there are matches of another type, without counts.
+        counts = np.asarray(matches.counts) if isinstance(matches, BatchMatches) else np.array([len(matches)])
+        near[np.arange(near.shape[1]) >= counts.reshape(-1, 1)] = -1
         near[near == keys[start:stop, None]] = -1
         near = np.take_along_axis(near, np.argsort(near < 0, axis=1, kind="stable"), axis=1)[:, :n_neighbours]
         values = np.einsum("ik,ijk->ij", table[start:stop], table[near])
@@ -198,8 +199,13 @@ def find_neighbours(
 
 def _list_candidates(features: NDArray[np.float32], n_workers: int) -> NDArray[np.intp]:
     """Pairs (P, 2) of rows whose features are near enough for one to be a copy of the other."""
+    n_rows = len(features)
+    if n_rows and not features.shape[1]:  # nothing tells them apart
+        return np.stack([np.arange(n_rows - 1), np.arange(1, n_rows)], axis=1)
     near, products = find_neighbours(features, _N_COPIES, n_workers)
-    rows, columns = np.nonzero((near >= 0) & (products > _COPY_SIMILARITY))
+    # The mean of a few photos is near each of them: less it, a photo and its copy may point apart.
+    least = _COPY_SIMILARITY if n_rows > _FEW_PHOTOS else -np.inf
+    rows, columns = np.nonzero((near >= 0) & (products > least))
     pairs = np.sort(np.stack([rows, near[rows, columns]], axis=1), axis=1)
     return np.unique(pairs, axis=0)
 
