@@ -95,7 +95,7 @@ def test_rows_are_read_once_each_and_a_sample_first(monkeypatch: pytest.MonkeyPa
     assert found.shape == (37, 3)
     assert len(read[0]) == len(set(read[0])) == 16
     assert read[0] == sorted(read[0])
-    assert sum(read[1:], []) == list(range(37))
+    assert [row for rows in read[1:] for row in rows] == list(range(37))
     assert [len(rows) for rows in read[1:]] == [10, 10, 10, 7]
 
 
