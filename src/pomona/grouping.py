@@ -117,16 +117,22 @@ def list_leaks(dataset: Dataset, likeness: Likeness, coordinates: NDArray[np.flo
     """
     photos = dataset.photos
     learnt = {photo.group for photo in photos if photo.split == "train"}
-    copies: dict[int, set[int]] = {}
+    # By content: of files with the same bytes, `Likeness` names each beside the first alone.
+    copies = {photo.sha256: {photo.sha256} for photo in photos}
     for copy in likeness.copies:
-        copies.setdefault(copy.first, set()).add(copy.second)
-        copies.setdefault(copy.second, set()).add(copy.first)
+        first, second = photos[copy.first].sha256, photos[copy.second].sha256
+        copies[first].add(second)
+        copies[second].add(first)
+    learnt_rows: dict[str, list[int]] = {}
+    for row, photo in enumerate(photos):
+        if photo.split == "train":
+            learnt_rows.setdefault(photo.sha256, []).append(row)
     numbers = {group: number for number, group in enumerate(sorted(learnt))}
     train_group = np.array([numbers[p.group] if p.split == "train" else -1 for p in photos], np.intp)
     leaks = []
     for row, photo in enumerate(photos):
         if photo.split in {"val", "test"} and photo.group in learnt:
-            twins = [twin for twin in copies.get(row, ()) if photos[twin].split == "train"]
+            twins = [twin for content in copies[photo.sha256] for twin in learnt_rows.get(content, ())]
             other = min(twins) if twins else list_nearest(coordinates, train_group, row, numbers[photo.group])[0]
             leaks.append(Leak(row, other, bool(twins)))
     return tuple(sorted(leaks, key=lambda leak: (not leak.is_copy, leak.row)))
