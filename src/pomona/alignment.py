@@ -78,11 +78,11 @@ def align_pairs(pictures: NDArray[np.float32], pairs: NDArray[np.intp]) -> Align
 
     References
     ----------
-    Baker and Matthews, Lucas-Kanade 20 years on, IJCV 2004: the refinement, with gain and bias beside the window.
+    Baker and Matthews, Lucas-Kanade 20 years on, IJCV 2004: the refinement, with a gain beside the window.
     """
     parts = [
         _align_block(pictures[pairs[start:stop, 0]], pictures[pairs[start:stop, 1]])
-        for start, stop in iter_blocks(len(pairs), max(1, _PIXELS_PER_BLOCK // pictures[0].size))
+        for start, stop in iter_blocks(len(pairs), max(1, _PIXELS_PER_BLOCK // pictures.shape[1] ** 2))
     ]
     if not parts:
         return Alignment(np.zeros(0, np.float32), np.zeros(0, bool), np.zeros(0, np.float32), np.ones(0, np.float32))
@@ -120,6 +120,7 @@ def _align_near(
         targets = (_normalise(target).reshape(len(first), -1, 1) for target in (part, part[:, :, ::-1]))
         choices += [np.matmul(crops, target)[..., 0] / lengths for target in targets]
     table = np.stack(choices, axis=1)  # (P, 4, windows of both axes)
+    table[:, :, 0] += 1e-4  # the whole picture, where crops of it look the same
     best = table.reshape(len(first), -1).argmax(axis=1)
     kind, place = np.divmod(best, table.shape[2])
     mirrored = kind % 2 == 1
@@ -156,12 +157,12 @@ def _sample_lines(start: NDArray[np.float64], length: NDArray[np.float64], side_
 def _refine(
     whole: NDArray[np.float32], part: NDArray[np.float32], rows: NDArray[np.float64], columns: NDArray[np.float64]
 ) -> tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.float32]]:
-    """Move the window of `whole` until it agrees with `part`: Gauss-Newton on window, gain and bias."""
+    """Move the window of `whole` until it agrees with `part`: Gauss-Newton on window and gain."""
     side_px = whole.shape[1]
     window = np.concatenate([rows, columns], axis=1)  # top, height, left, width
     down, across = np.gradient(whole, axis=(1, 2))
     place = ((np.arange(side_px) + 0.5) / side_px).astype(np.float32)
-    target = part.reshape(len(part), -1, 1)
+    target = _centre(part.reshape(len(part), 1, -1)).transpose(0, 2, 1)
     best, best_window = np.full(len(whole), -1, np.float32), window.copy()
     gains = np.ones(len(whole), np.float32)
     for _ in range(_N_ITERATIONS):
@@ -172,17 +173,22 @@ def _refine(
         better = scores > best
         best_window[better] = window[better]
         best = np.maximum(best, scores)
-        columns_of = [seen, np.ones_like(seen), seen_down, seen_down * place[:, None], seen_across, seen_across * place]
-        design = np.stack([x.reshape(len(whole), -1) for x in columns_of], axis=1)
+        columns_of = [seen, seen_down, seen_down * place[:, None], seen_across, seen_across * place]
+        # Less their means, a bias need not be fitted: damped like the others, it would draw the gain to the means.
+        design = _centre(np.stack([x.reshape(len(whole), -1) for x in columns_of], axis=1))
         normal = (design @ design.transpose(0, 2, 1)).astype(np.float64)
-        normal += 1e-4 * np.einsum("pii->p", normal)[:, None, None] / 6 * np.eye(6)
+        normal += (1e-4 * np.einsum("pii->p", normal)[:, None, None] / 5 + 1e-3) * np.eye(5)
         solved = np.linalg.solve(normal, (design @ target).astype(np.float64))[..., 0]
         gains = np.where(better, solved[:, 0], gains).astype(np.float32)
-        moves = solved[:, 2:] / np.where(np.abs(solved[:, :1]) > 0.1, solved[:, :1], 1) / side_px
+        moves = solved[:, 1:] / np.where(np.abs(solved[:, :1]) > 0.1, solved[:, :1], 1) / side_px
         window = window + np.clip(moves, -0.03, 0.03)
         window[:, (1, 3)] = window[:, (1, 3)].clip(1 - 1.5 * MAX_CROPPED, 1.02)
         window[:, (0, 2)] = window[:, (0, 2)].clip(-0.02, 1.02 - window[:, (1, 3)])
     return best, best_window, gains
+
+
+def _centre(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.asarray(rows - rows.mean(axis=-1, keepdims=True), np.float32)
 
 
 def _shrink(pictures: NDArray[np.float32], side_px: int) -> NDArray[np.float32]:

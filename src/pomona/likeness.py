@@ -14,6 +14,7 @@ Jarvis and Patrick, Clustering using a similarity measure based on shared near n
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -41,7 +42,7 @@ _COLOUR_SHARE = 0.7  # of what makes two photos of one scene alike; features mak
 _SCENE_SIMILARITY, _SHOT_SIMILARITY = 0.8, 0.92
 _LINKS_PER_COMMUNITY = 8000.0  # total weight of links over resolution: what joins does not depend on the size of a set
 _N_NEIGHBOURS, _N_COPIES = 10, 10
-_COPY_SIMILARITY = 0.8
+_COPY_SIMILARITY, _FEW_PHOTOS = 0.8, 1000
 _THUMBNAIL_SCORE, _CLOSE_SCORE, _SAME_SCORE = 0.88, 0.965, 0.997
 _CLOSE_PX, _N_CLOSE = 96, 2
 _COLOUR_BINS = 16
@@ -186,9 +187,10 @@ def find_neighbours(
         index.add(keys[start:stop], table[start:stop], threads=1)
     for start, stop in iter_blocks(n_rows):
         matches = index.search(table[start:stop], min(n_neighbours + 1, n_rows), threads=n_workers)
-        assert isinstance(matches, BatchMatches)  # of a table, not of one row
         near = np.asarray(matches.keys).reshape(stop - start, -1).astype(np.intp)
-        near[np.arange(near.shape[1]) >= np.asarray(matches.counts).reshape(-1, 1)] = -1
+        # Of a block of one row there are matches of another type, without counts.
+        counts = np.asarray(matches.counts) if isinstance(matches, BatchMatches) else np.array([len(matches)])
+        near[np.arange(near.shape[1]) >= counts.reshape(-1, 1)] = -1
         near[near == keys[start:stop, None]] = -1
         near = np.take_along_axis(near, np.argsort(near < 0, axis=1, kind="stable"), axis=1)[:, :n_neighbours]
         values = np.einsum("ik,ijk->ij", table[start:stop], table[near])
@@ -202,8 +204,13 @@ def find_neighbours(
 
 def _list_candidates(features: NDArray[np.float32], n_workers: int) -> NDArray[np.intp]:
     """Pairs (P, 2) of rows whose features are near enough for one to be a copy of the other."""
+    n_rows = len(features)
+    if n_rows and not features.shape[1]:  # nothing tells them apart
+        return np.stack([np.arange(n_rows - 1), np.arange(1, n_rows)], axis=1)
     near, products = find_neighbours(features, _N_COPIES, n_workers)
-    return _pair_up(near, products > _COPY_SIMILARITY)
+    # The mean of a few photos is near each of them: less it, a photo and its copy may point apart.
+    least = _COPY_SIMILARITY if n_rows > _FEW_PHOTOS else -np.inf
+    return _pair_up(near, products > least)
 
 
 def _compare_pixels(
@@ -216,13 +223,10 @@ def _compare_pixels(
     """Copies among pairs: first by their thumbnails, then, of those that agree, by the photos themselves."""
     parts = [_align_some(thumbnails, pairs[start:stop]) for start, stop in iter_blocks(len(pairs), _PAIRS_PER_ROUND)]
     scores = np.concatenate([np.zeros(0, np.float32), *parts])
-    close = pairs[_keep_best(pairs, scores)]
-    copies: list[Copy] = []
-    for start, stop in iter_blocks(len(close), _PAIRS_PER_ROUND):
-        copies += _compare_closely(photos, close[start:stop], n_workers)
-        if on_pair:
-            on_pair(stop, len(close))
-    return copies
+    best = _keep_best(pairs, scores)
+    copies = _compare_closely(photos, pairs[best], n_workers, on_pair)
+    further = _keep_joining(pairs, scores, copies, best)
+    return copies + _compare_closely(photos, pairs[further], n_workers, on_pair)
 
 
 def _keep_best(pairs: NDArray[np.intp], scores: NDArray[np.float32]) -> NDArray[np.intp]:
@@ -239,6 +243,36 @@ def _keep_best(pairs: NDArray[np.intp], scores: NDArray[np.float32]) -> NDArray[
     return np.sort(np.array(kept, np.intp))
 
 
+def _keep_joining(
+    pairs: NDArray[np.intp], scores: NDArray[np.float32], copies: Sequence[Copy], looked_at: NDArray[np.intp]
+) -> NDArray[np.intp]:
+    """Numbers of further pairs: those that may join copies of one photo which its best pairs left in several parts."""
+    roots: dict[int, int] = {}
+
+    def find_root(row: int) -> int:
+        while roots[row] != row:
+            roots[row] = roots[roots[row]]
+            row = roots[row]
+        return row
+
+    def join(first: int, second: int) -> bool:
+        one, other = find_root(first), find_root(second)
+        roots[max(one, other)] = min(one, other)
+        return one != other
+
+    for copy in copies:
+        roots.setdefault(copy.first, copy.first)
+        roots.setdefault(copy.second, copy.second)
+        join(copy.first, copy.second)
+    near = np.setdiff1d(np.flatnonzero(scores > _THUMBNAIL_SCORE), looked_at)
+    kept = []
+    for number in near[np.argsort(-scores[near], kind="stable")].tolist():
+        first, second = pairs[number].tolist()
+        if first in roots and second in roots and join(first, second):
+            kept.append(number)
+    return np.sort(np.array(kept, np.intp))
+
+
 def _align_some(thumbnails: NDArray[np.uint8], pairs: NDArray[np.intp]) -> NDArray[np.float32]:
     rows, places = np.unique(pairs, return_inverse=True)
     return align_pairs(_to_gray(thumbnails[rows]), places.reshape(pairs.shape)).scores
@@ -248,14 +282,27 @@ def _to_gray(thumbnails: NDArray[np.uint8]) -> NDArray[np.float32]:
     return np.asarray(thumbnails.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32), np.float32)
 
 
-def _compare_closely(photos: Sequence[Photo], pairs: NDArray[np.intp], n_workers: int) -> Iterator[Copy]:
+def _compare_closely(
+    photos: Sequence[Photo], pairs: NDArray[np.intp], n_workers: int, on_pair: Callable[[int, int], None] | None
+) -> list[Copy]:
+    """Copies among pairs, by the photos themselves."""
+    copies: list[Copy] = []
+    for start, stop in iter_blocks(len(pairs), _PAIRS_PER_ROUND):
+        copies += _compare_round(photos, pairs[start:stop], n_workers)
+        if on_pair:
+            on_pair(stop, len(pairs))
+    return copies
+
+
+def _compare_round(photos: Sequence[Photo], pairs: NDArray[np.intp], n_workers: int) -> Iterator[Copy]:
     """At three times the size, what is a copy still agrees, and what is another shot no longer does."""
     rows, places = np.unique(pairs, return_inverse=True)
     pictures = np.zeros((len(rows), _CLOSE_PX, _CLOSE_PX), np.float32)
     read = stream_ordered(lambda i: _read_gray(photos[rows[i]]), len(rows), n_threads=n_workers, n_ahead=4 * n_workers)
-    for i, picture in enumerate(read):
-        if picture is not None:
-            pictures[i] = picture
+    with closing(read):  # after an interrupt no thread goes on decoding
+        for i, picture in enumerate(read):
+            if picture is not None:
+                pictures[i] = picture
     found = align_pairs(pictures, places.reshape(pairs.shape))
     for i in np.flatnonzero(found.scores > _CLOSE_SCORE).tolist():
         first, second = (int(row) for row in pairs[i])

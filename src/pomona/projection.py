@@ -52,6 +52,8 @@ def project_blocks(
     read_rows: Callable[[NDArray[np.intp] | slice], NDArray[np.float32]], n_rows: int, dim: int
 ) -> NDArray[np.float32]:
     """As `project_vectors`, of vectors that are made a block at a time: called with the rows that are wanted."""
+    if not n_rows:
+        return np.zeros((0, 0), np.float32)
     sample = read_rows(_pick_rows(n_rows))
     mean = sample.mean(axis=0, dtype=np.float64).astype(np.float32)
     sample = sample - mean
@@ -61,7 +63,7 @@ def project_blocks(
     # The same photos give the same signs on every machine.
     axes *= np.where(axes[np.abs(axes).argmax(axis=0), np.arange(len(kept))] < 0, -1, 1).astype(np.float32)
     parts = [(read_rows(slice(start, stop)) - mean) @ axes for start, stop in iter_blocks(n_rows)]
-    return np.concatenate(parts) if parts else np.zeros((0, len(kept)), np.float32)
+    return np.concatenate(parts)
 
 
 def iter_blocks(n_rows: int, size: int = _ROWS_PER_BLOCK) -> Iterator[tuple[int, int]]:
