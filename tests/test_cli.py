@@ -130,8 +130,9 @@ def test_bad_photos_lonely_classes_and_strangers_are_noted(rendered: Path, tmp_p
     assert f"Skipped      {output / 'audit.csv'}" in stdout
     assert "note: Learnt from one photo only: Orange." in stderr
     assert "note: Left out, of classes that train lacks: 8 photos (Mandarin)." in stderr
-    assert "note: Identical photos on both sides of a split: 9" in stderr
-    assert sorted(row["check"] for row in _read_csv(output / "audit.csv")) == ["empty", "truncated"]
+    assert "note: Photos that are measured on and have a twin in train: 9" in stderr
+    unusable = [row for row in _read_csv(output / "audit.csv") if row["check"] == "unusable"]
+    assert sorted(row["reason"].split(":")[0] for row in unusable) == ["empty", "truncated"]
     assert _run_json("train", tmp_path / "data", "--output", output, *SMALL)["n_skipped"] == 2
 
 

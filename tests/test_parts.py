@@ -11,7 +11,7 @@ import pytest
 from pomona.class_tree import ClassTree
 from pomona.dataset import Dataset, Photo
 from pomona.errors import DataError
-from pomona.parts import list_folds, note_data, plan_parts
+from pomona.parts import list_folds, note_copies, note_data, plan_parts
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -111,8 +111,9 @@ def test_what_weakens_the_numbers_is_said(dataset: Dataset) -> None:
     photos = [replace(one, split="val" if i >= 30 else "train") for i, one in enumerate(dataset.photos)]
     photos[31] = replace(photos[31], sha256=photos[0].sha256)
     photos[1] = replace(photos[1], label=-1)
-    notes = note_data(replace(dataset, photos=tuple(photos), unknown_labels=("Plum",)), 10)
-    assert any("both sides of a split: 1, the first 0.png and 31.png" in note for note in notes)
+    weak = replace(dataset, photos=tuple(photos), unknown_labels=("Plum",))
+    notes = note_data(weak, 10)
+    assert any("both sides of a split: 1, the first 0.png and 31.png" in note for note in note_copies(weak))
     assert any("classes that train lacks: 1 photo (Plum)" in note for note in notes)
     assert notes[-1] == "Measured on 10 photos only, so the intervals are wide."
     assert note_data(replace(dataset, photos=tuple(replace(one, split="train") for one in dataset.photos)), 500) == ()

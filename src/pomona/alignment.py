@@ -17,13 +17,15 @@ from pomona.projection import iter_blocks
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    _Block = tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.float32], NDArray[np.float32]]
+
 MAX_CROPPED = 0.12
 """Largest share of a side that is looked for: a tenth, and what rounding takes beside it."""
 
 _COARSE_PX, _ROUGH_PX = 16, 8
 _N_STEPS = 3  # crops of 0, 1/3, ... of the largest share, at each place they fit
 _PIXELS_PER_BLOCK = 2**17  # what stays in a core's own memory
-_ROUGH_SCORE = 0.6
+_ROUGH_SCORE = 0.65
 """Below this, at 8 pixels, no crop brings two pictures together."""
 
 _N_ITERATIONS = 4
@@ -80,19 +82,17 @@ def align_pairs(pictures: NDArray[np.float32], pairs: NDArray[np.intp]) -> Align
     ----------
     Baker and Matthews, Lucas-Kanade 20 years on, IJCV 2004: the refinement, with a gain beside the window.
     """
+    if not len(pairs):
+        return Alignment(np.zeros(0, np.float32), np.zeros(0, bool), np.zeros(0, np.float32), np.ones(0, np.float32))
     parts = [
         _align_block(pictures[pairs[start:stop, 0]], pictures[pairs[start:stop, 1]])
         for start, stop in iter_blocks(len(pairs), max(1, _PIXELS_PER_BLOCK // pictures.shape[1] ** 2))
     ]
-    if not parts:
-        return Alignment(np.zeros(0, np.float32), np.zeros(0, bool), np.zeros(0, np.float32), np.ones(0, np.float32))
     scores, mirrored, cropped, gains = (np.concatenate(column) for column in zip(*parts, strict=True))
     return Alignment(scores, mirrored, cropped, gains)
 
 
-def _align_block(
-    first: NDArray[np.float32], second: NDArray[np.float32]
-) -> tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.float32], NDArray[np.float32]]:
+def _align_block(first: NDArray[np.float32], second: NDArray[np.float32]) -> _Block:
     rough_first, rough_second = (_normalise(_shrink(x, _ROUGH_PX)) for x in (first, second))
     straight = np.einsum("pij,pij->p", rough_first, rough_second)
     turned = np.einsum("pij,pij->p", rough_first, rough_second[:, :, ::-1])
@@ -105,9 +105,7 @@ def _align_block(
     return scores, mirrored, cropped, gains
 
 
-def _align_near(
-    first: NDArray[np.float32], second: NDArray[np.float32]
-) -> tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.float32], NDArray[np.float32]]:
+def _align_near(first: NDArray[np.float32], second: NDArray[np.float32]) -> _Block:
     """Try every crop of either picture, straight and mirrored, and refine the best one."""
     windows, matrices = _list_windows(_COARSE_PX)
     small_first, small_second = _shrink(first, _COARSE_PX), _shrink(second, _COARSE_PX)

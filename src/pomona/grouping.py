@@ -20,7 +20,7 @@ from pomona.label_doubts import measure_folds
 from pomona.parts import list_folds
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
@@ -117,49 +117,37 @@ def list_leaks(dataset: Dataset, likeness: Likeness) -> tuple[Leak, ...]:
         Of the same photos.
     """
     photos = dataset.photos
-<<<<<<< HEAD
-    found: dict[int, Leak] = {}
-
-    def note(one: int, other: int, why: Literal["copy", "shot", "group"]) -> None:
-        for row, twin in ((one, other), (other, one)):
-            if photos[row].split in {"val", "test"} and photos[twin].split == "train":
-                found.setdefault(row, Leak(row, twin, why))
-
-    for copy in likeness.copies:
-        note(copy.first, copy.second, "copy")
-    first_learnt: dict[str, int] = {}
+    learnt: dict[str, int] = {}  # first row of train of each content, and of each group
     for row, photo in enumerate(photos):
         if photo.split == "train":
-            first_learnt.setdefault(photo.group, row)
-    for row, photo in enumerate(photos):
-        if photo.group in first_learnt:
-            note(row, first_learnt[photo.group], "copy" if photo.group == photo.sha256 else "group")
-    for one, other in likeness.shots.tolist():
-        note(one, other, "shot")
-    order = ("copy", "group", "shot")
-    return tuple(sorted(found.values(), key=lambda leak: (order.index(leak.why), leak.row)))
-=======
-    learnt = {photo.group for photo in photos if photo.split == "train"}
-    # By content: of files with the same bytes, `Likeness` names each beside the first alone.
-    copies = {photo.sha256: {photo.sha256} for photo in photos}
-    for copy in likeness.copies:
-        first, second = photos[copy.first].sha256, photos[copy.second].sha256
-        copies[first].add(second)
-        copies[second].add(first)
-    learnt_rows: dict[str, list[int]] = {}
-    for row, photo in enumerate(photos):
-        if photo.split == "train":
-            learnt_rows.setdefault(photo.sha256, []).append(row)
-    numbers = {group: number for number, group in enumerate(sorted(learnt))}
-    train_group = np.array([numbers[p.group] if p.split == "train" else -1 for p in photos], np.intp)
+            learnt.setdefault(photo.sha256, row)
+            learnt.setdefault(photo.group, row)
+    # By content: of files with the same bytes, `Likeness` names the first alone, or each beside the first.
+    copies = _list_twins(dataset, ((copy.first, copy.second) for copy in likeness.copies))
+    shots = _list_twins(dataset, likeness.shots.tolist())
     leaks = []
     for row, photo in enumerate(photos):
-        if photo.split in {"val", "test"} and photo.group in learnt:
-            twins = [twin for content in copies[photo.sha256] for twin in learnt_rows.get(content, ())]
-            other = min(twins) if twins else list_nearest(coordinates, train_group, row, numbers[photo.group])[0]
-            leaks.append(Leak(row, other, bool(twins)))
-    return tuple(sorted(leaks, key=lambda leak: (not leak.is_copy, leak.row)))
->>>>>>> tests5
+        if photo.split not in {"val", "test"}:
+            continue
+        for why, twins in (
+            ("copy", {photo.sha256} | copies.get(photo.sha256, set())),
+            ("group", {photo.group}),
+            ("shot", shots.get(photo.sha256, set())),
+        ):
+            if rows := [learnt[twin] for twin in twins if twin in learnt]:
+                leaks.append(Leak(row, min(rows), why))  # type: ignore[arg-type]  # it is among them
+                break
+    return tuple(sorted(leaks, key=lambda leak: (("copy", "group", "shot").index(leak.why), leak.row)))
+
+
+def _list_twins(dataset: Dataset, pairs: Iterable[Sequence[int]]) -> dict[str, set[str]]:
+    """Contents that each content is paired with."""
+    twins: dict[str, set[str]] = {}
+    for pair in pairs:
+        first, second = (dataset.photos[row].sha256 for row in pair)
+        twins.setdefault(first, set()).add(second)
+        twins.setdefault(second, set()).add(first)
+    return twins
 
 
 def measure_gap(dataset: Dataset, coordinates: NDArray[np.float32], *, seed: int = 0) -> SplitGap | None:

@@ -41,11 +41,11 @@ LIKENESS_DIM = 128
 _COLOUR_SHARE = 0.7  # of what makes two photos of one scene alike; features make the rest
 _SCENE_SIMILARITY, _SHOT_SIMILARITY = 0.8, 0.92
 _LINKS_PER_COMMUNITY = 8000.0  # total weight of links over resolution: what joins does not depend on the size of a set
-_N_NEIGHBOURS, _N_COPIES = 10, 10
+_N_NEIGHBOURS, _N_COPIES = 10, 6
 _COPY_SIMILARITY, _FEW_PHOTOS = 0.8, 1000
 _THUMBNAIL_SCORE, _CLOSE_SCORE, _SAME_SCORE = 0.88, 0.965, 0.997
 _CLOSE_PX, _N_CLOSE = 96, 2
-_COLOUR_BINS = 16
+_COLOUR_BINS = 16  # of 256 levels each
 _PAIRS_PER_ROUND = 4096
 
 
@@ -221,7 +221,8 @@ def _compare_pixels(
     on_pair: Callable[[int, int], None] | None,
 ) -> list[Copy]:
     """Copies among pairs: first by their thumbnails, then, of those that agree, by the photos themselves."""
-    parts = [_align_some(thumbnails, pairs[start:stop]) for start, stop in iter_blocks(len(pairs), _PAIRS_PER_ROUND)]
+    rounds = iter_blocks(len(pairs), _PAIRS_PER_ROUND)
+    parts = [_align_some(thumbnails, pairs[start:stop]) for start, stop in rounds]
     scores = np.concatenate([np.zeros(0, np.float32), *parts])
     best = _keep_best(pairs, scores)
     copies = _compare_closely(photos, pairs[best], n_workers, on_pair)
@@ -344,10 +345,9 @@ def _describe_colours(thumbnails: NDArray[np.uint8]) -> NDArray[np.float32]:
     def read_rows(rows: NDArray[np.intp] | slice) -> NDArray[np.float32]:
         some = thumbnails[rows]
         strip = Image.fromarray(some.reshape(-1, some.shape[2], 3)).convert("LAB")
-        lab = np.asarray(strip).reshape(len(some), n_pixels, 3) ^ np.array([0, 0x80, 0x80], np.uint8)
-        levels = lab.astype(np.intp) * _COLOUR_BINS // 256
-        bins = (levels[..., 0] * _COLOUR_BINS + levels[..., 1]) * _COLOUR_BINS + levels[..., 2]
-        bins += n_bins * np.arange(len(some))[:, None]
+        levels = (np.asarray(strip).reshape(len(some), n_pixels, 3) ^ np.array([0, 0x80, 0x80], np.uint8)) >> 4
+        bins = levels.astype(np.int32) @ np.array([_COLOUR_BINS**2, _COLOUR_BINS, 1], np.int32)
+        bins += n_bins * np.arange(len(some), dtype=np.int32)[:, None]
         counts = np.bincount(bins.ravel(), minlength=n_bins * len(some)).reshape(len(some), n_bins)
         return np.asarray(np.sqrt(counts / n_pixels), np.float32)
 

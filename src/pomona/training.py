@@ -227,6 +227,7 @@ def train(
         dataset = load_dataset(options.data, on_photo=clock.count)
         parted, _ = _part(dataset, options)  # what cannot be parted at all is said before the long steps
     if options.tune:
+        _require_tuning()
         audit = _look_before(dataset, options, clock)
         parted, plan = _part(audit.dataset, options, dataset)
         learnt = _tune(parted, plan, options, clock, on_row)
@@ -358,6 +359,16 @@ def _fit_features(
     return _Learnt(embedding, head, features, features.dataset, dropped, fits, ridge)
 
 
+def _require_tuning() -> None:
+    """Say what is missing before the photos are looked at."""
+    try:
+        import pomona.finetune  # noqa: F401
+    except ModuleNotFoundError as error:
+        if error.name not in {"torch", "safetensors"}:
+            raise
+        raise MissingPackageError(error.name, "tune", "to train by gradients") from error
+
+
 def _tune(
     dataset: Dataset,
     plan: PartPlan,
@@ -366,12 +377,8 @@ def _tune(
     on_row: Callable[[Row, int], None] | None,
 ) -> _Learnt:
     """Train by gradients, then run the photos that are reported on through the network as it will be saved."""
-    try:
-        from pomona.finetune import finetune
-    except ModuleNotFoundError as error:
-        if error.name not in {"torch", "safetensors"}:
-            raise
-        raise MissingPackageError(error.name, "tune", "to train by gradients") from error
+    from pomona.finetune import finetune
+
     assert options.output is not None  # `resolve` has filled it in
     folder = find_tuning_folder(options.output)
     with clock.step("plan"):
