@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pomona.class_tree import ClassTree
@@ -44,6 +44,7 @@ FINDINGS = st.builds(
 
 
 @given(st.lists(FINDINGS, max_size=12))
+@example([Finding(NAMES[0], "blurry", 0.25, True, "two\rlines", NAMES[1], TREE.names[0])])
 def test_rows_are_read_back_as_they_were_written(findings: list[Finding]) -> None:
     dataset = make_dataset()
     audit = Audit(dataset, "full", sort_findings(findings))
