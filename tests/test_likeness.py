@@ -188,6 +188,16 @@ def test_two_photos_may_be_copies(planted: Path, tmp_path: Path, what: str) -> N
     assert len(set(group_photos(dataset, likeness).groups)) == 1
 
 
+@pytest.mark.parametrize("size_px", [48, 60, 100])
+def test_copies_of_small_photos_are_found_at_another_size(tmp_path: Path, size_px: int) -> None:
+    for i in range(4):
+        photo = render(i).resize((72, 72))
+        photo.save(tmp_path / f"{i}.jpg", quality=92)
+        photo.resize((size_px, size_px)).save(tmp_path / f"{i} again.jpg", quality=85)
+    dataset, likeness = find(tmp_path)
+    assert set(name_copies(dataset, likeness)) == {(f"{i} again.jpg", f"{i}.jpg") for i in range(4)}
+
+
 def test_two_photos_may_be_different(planted: Path, tmp_path: Path) -> None:
     for name in ("00.jpg", "01.jpg"):
         shutil.copy(planted / name, tmp_path)

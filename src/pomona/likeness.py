@@ -321,8 +321,10 @@ def _read_gray(photo: Photo) -> NDArray[np.float32] | None:
         pixels = decode_photo(read_unchanged(photo.path, photo.sha256), at_least_px=2 * _CLOSE_PX)
     except PhotoError:  # it was there when it was measured
         return None
-    gray = Image.fromarray(pixels).convert("L").resize((_CLOSE_PX, _CLOSE_PX), Image.Resampling.BOX)
-    return np.asarray(gray, np.float32)
+    gray = Image.fromarray(pixels).convert("L")
+    # Enlarged by boxes, a small photo gets steps at other places than its copy of another size.
+    how = Image.Resampling.BOX if min(gray.size) >= _CLOSE_PX else Image.Resampling.BILINEAR
+    return np.asarray(gray.resize((_CLOSE_PX, _CLOSE_PX), how), np.float32)
 
 
 def _have_same_pixels(first: Photo, second: Photo) -> bool:

@@ -253,9 +253,16 @@ def _to_json(content: dict[str, Any]) -> str:
 
 def write_csv(rows: Iterable[Sequence[object]]) -> str:
     """Rows as CSV text with plain newlines."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()
+    lines: list[str] = []
+    line = io.StringIO()
+    # Only with both signs as the end of a line does the writer quote cells that hold one of them.
+    writer = csv.writer(line, lineterminator="\r\n")
+    for row in rows:
+        writer.writerow(row)
+        lines.append(line.getvalue().removesuffix("\r\n"))
+        line.seek(0)
+        line.truncate()
+    return "".join(f"{one}\n" for one in lines)
 
 
 def _list_predictions(run: Run) -> str:
