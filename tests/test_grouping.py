@@ -21,6 +21,7 @@ from pomona.likeness import Copy, Likeness
 if TYPE_CHECKING:
     import random
 
+NO_PAIRS = np.zeros((0, 2), np.intp)
 TREE = ClassTree.from_paths([("Apple",), ("Pear",), ("Plum",)])
 
 
@@ -45,7 +46,7 @@ def make_likeness(dataset: Dataset, copies: list[tuple[int, int]] | None = None,
         if dataset.photos[one].sha256 != dataset.photos[other].sha256:
             found.append(Copy(min(one, other), max(one, other), "near_duplicate", 0.98, ""))
     communities = np.array(scenes if scenes is not None else range(dataset.n_photos), np.intp)[firsts]
-    return Likeness(tuple(found), communities.reshape(-1))
+    return Likeness(tuple(found), communities.reshape(-1), NO_PAIRS)
 
 
 def list_parts(dataset: Dataset) -> set[frozenset[str]]:
@@ -122,7 +123,7 @@ def test_groups_and_their_names_do_not_depend_on_the_order(drawn: tuple[Dataset,
     place = {row: i for i, row in enumerate(order)}
     mixed = replace(dataset, photos=tuple(dataset.photos[row] for row in order))
     copies = tuple(replace(one, first=place[one.first], second=place[one.second]) for one in likeness.copies)
-    found = group_photos(mixed, Likeness(copies, likeness.communities[order]))
+    found = group_photos(mixed, Likeness(copies, likeness.communities[order], NO_PAIRS))
     wanted = {photo.name: photo.group for photo in group_photos(dataset, likeness).photos}
     assert {photo.name: photo.group for photo in found.photos} == wanted
 
@@ -138,7 +139,7 @@ def test_no_split_and_no_fold_divides_a_group(drawn: tuple[Dataset, Likeness], s
     if split:
         assert split.divided_groups == ()
         assert split.leaks == ()
-        assert list_leaks(split, drawn[1], np.zeros((split.n_photos, 2), np.float32)) == ()
+        assert list_leaks(split, drawn[1]) == ()
     if len(set(grouped.groups)) > 1:
         for train, held_out in iter_folds(grouped.labels, grouped.groups, n_folds=2, seed=seed):
             assert not set(grouped.groups[train]) & set(grouped.groups[held_out])
@@ -178,7 +179,7 @@ def test_a_scene_does_not_join_what_the_user_named_apart() -> None:
 
 def test_no_photos_have_no_groups() -> None:
     dataset = make_dataset()
-    assert group_photos(dataset, Likeness((), np.zeros(0, np.intp))) == dataset
+    assert group_photos(dataset, Likeness((), np.zeros(0, np.intp), NO_PAIRS)) == dataset
 
 
 def test_groups_of_a_set_are_the_same_once_it_is_read_again() -> None:
@@ -191,23 +192,21 @@ def test_groups_of_a_set_are_the_same_once_it_is_read_again() -> None:
 # --- leaks ----------------------------------------------------------------------------------------------------------
 
 
-def find_leaks(dataset: Dataset, likeness: Likeness, coordinates: list[list[float]] | None = None) -> tuple[Leak, ...]:
-    table = np.array(coordinates or [[0.0]] * dataset.n_photos, np.float32)
-    return list_leaks(group_photos(dataset, likeness), likeness, table)
-
-
-def test_a_leak_names_its_copy_in_train_and_scenes_come_after_copies() -> None:
+def test_a_leak_names_its_twin_in_train_copies_before_groups_before_shots() -> None:
     photos = [
         make_photo("test/a.jpg", 0, split="test"),
         make_photo("train/x.jpg", 1, split="train"),
         make_photo("train/y.jpg", 2, split="train"),
         make_photo("val/b.jpg", 3, split="val"),
-        make_photo("val/c.jpg", 4, split="val"),
+        make_photo("val/c.jpg", 4, split="val", group="tree 1"),
+        make_photo("train/z.jpg", 5, split="train", group="tree 1"),
+        make_photo("val/d.jpg", 6, split="val"),
     ]
     dataset = make_dataset(*photos)
-    likeness = make_likeness(dataset, [(2, 3)], [0, 0, 0, 3, 4])
-    near = [[1.0, 0.1], [0.0, 1.0], [1.0, 0.0], [5.0, 5.0], [5.0, 5.0]]
-    assert find_leaks(dataset, likeness, near) == (Leak(3, 2, is_copy=True), Leak(0, 2, is_copy=False))
+    likeness = replace(
+        make_likeness(dataset, [(2, 3)], [0, 0, 0, 3, 4, 5, 0]), shots=np.array([[0, 1], [1, 3], [0, 6]])
+    )
+    assert list_leaks(dataset, likeness) == (Leak(3, 2, "copy"), Leak(4, 5, "group"), Leak(0, 1, "shot"))
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 2, 0)])
@@ -219,8 +218,8 @@ def test_files_of_the_same_bytes_leak_as_copies_whichever_is_named_first(order: 
     ]
     dataset = make_dataset(*(photos[i] for i in order))
     learnt = order.index(2)
-    leaks = find_leaks(dataset, make_likeness(dataset))
-    assert leaks == tuple(Leak(row, learnt, is_copy=True) for row in range(3) if row != learnt)
+    leaks = list_leaks(dataset, make_likeness(dataset))
+    assert leaks == tuple(Leak(row, learnt, "copy") for row in range(3) if row != learnt)
 
 
 def test_a_near_copy_of_a_file_that_is_there_twice_leaks_as_a_copy() -> None:
@@ -230,15 +229,15 @@ def test_a_near_copy_of_a_file_that_is_there_twice_leaks_as_a_copy() -> None:
         make_photo("val/a small.jpg", 1, split="val"),
     ]
     dataset = make_dataset(*photos)
-    leaks = find_leaks(dataset, make_likeness(dataset, [(0, 2)]))
-    assert leaks == (Leak(0, 1, is_copy=True), Leak(2, 1, is_copy=True))
+    leaks = list_leaks(dataset, make_likeness(dataset, [(0, 2)]))
+    assert leaks == (Leak(0, 1, "copy"), Leak(2, 1, "copy"))
 
 
 def test_val_and_test_do_not_leak_into_each_other_and_photos_without_a_split_do_not_at_all() -> None:
     for splits in (("val", "test"), (None, None), ("train", None), ("train", "train")):
         photos = [make_photo(f"{i}.jpg", 0, split=split) for i, split in enumerate(splits)]
         dataset = make_dataset(*photos)
-        assert find_leaks(dataset, make_likeness(dataset)) == ()
+        assert list_leaks(dataset, make_likeness(dataset)) == ()
 
 
 # --- the price of a random split ------------------------------------------------------------------------------------
