@@ -128,6 +128,8 @@ def test_a_forecast_grows_with_photos_and_slows_with_the_machine(photos: list[Pa
     one = forecast("fast", embedding, MACHINE, photos[:6], n_learnt=1000)
     assert one.n_photos == 6
     assert one.total_s == pytest.approx(one.decode_s + one.network_s + one.fit_s + one.start_s)
+    checked = forecast("fast", embedding, MACHINE, photos[:6], n_learnt=1000, n_checked=10_000)
+    assert checked.total_s > one.total_s + 10
     twice = forecast("fast", embedding, MACHINE, photos, n_learnt=1000)
     assert twice.network_s == pytest.approx(2 * one.network_s)
     assert twice.fit_s == one.fit_s

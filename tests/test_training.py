@@ -148,6 +148,48 @@ def test_notes_name_leaks_conflicts_strangers_and_lonely_classes(rendered: Path,
     assert all(part in page for part in ("leak.jpg", "conflict.jpg", "Kiwi", "Lime"))
 
 
+def _add_mirrored(folder: Path) -> None:
+    for path in sorted(folder.rglob("*.jpg")):
+        with Image.open(path) as picture:
+            picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(path.with_name(f"{path.stem} turned.png"))
+
+
+@pytest.mark.parametrize("check", ["quick", "none"])
+def test_a_photo_and_its_mirror_image_are_not_parted(rendered: Path, tmp_path: Path, check: str) -> None:
+    _place(rendered, tmp_path / "data", range(1, 7))
+    _add_mirrored(tmp_path / "data")
+    result = _train(tmp_path / "data", tmp_path / "run", check=check)
+    splits: dict[str, set[str | None]] = {}
+    for photo in result.dataset.photos:
+        splits.setdefault(photo.path.stem.removesuffix(" turned"), set()).add(photo.split)
+    assert (max(map(len, splits.values())) == 1) == (check == "quick")
+    rows = _read_csv(tmp_path / "run" / "audit.csv")
+    assert len([row for row in rows if row["check"] == "near_duplicate"]) == (18 if check == "quick" else 0)
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert ("with photos that belong together kept together" in page) == (check == "quick")
+    assert (tmp_path / "run" / "audit.html").is_file() == (check == "quick")
+
+
+def test_where_each_class_is_one_scene_photos_are_parted_all_the_same_and_that_is_said(tmp_path: Path) -> None:
+    for name in ("Lemon", "Banana"):
+        _render(tmp_path / "data" / name / "0.png", name, 1)
+        with Image.open(tmp_path / "data" / name / "0.png") as picture:
+            for i in range(1, 6):
+                picture.convert("RGB").save(tmp_path / "data" / name / f"{i}.jpg", quality=60 + 6 * i)
+    result = _train(tmp_path / "data", tmp_path / "run")
+    assert result.evaluation.n == 2
+    assert "The photos of each class are of one scene" in result.notes[0]
+
+
+def test_groups_that_the_user_named_are_never_parted_even_where_nothing_is_left_to_measure(
+    rendered: Path, tmp_path: Path
+) -> None:
+    rows = [f"{path},{path.parent.name},{path.parent.name}" for path in sorted(rendered.rglob("*.jpg"))]
+    (tmp_path / "data.csv").write_text("\n".join(["file_name,label,group", *rows]), encoding="utf-8")
+    with pytest.raises(DataError, match="no photo can be spared"):
+        _train(tmp_path / "data.csv", tmp_path / "run")
+
+
 def test_photos_that_cannot_be_used_are_counted_and_listed(rendered: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     _place(rendered, data, range(1, 6))

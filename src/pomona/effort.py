@@ -68,6 +68,9 @@ _SLOWER = 1.5
 _START_S = 2.5
 """Imports, compiling, writing the run and its report: what does not grow with the photos."""
 
+_CHECK_START_S, _CHECK_S = 1.5, 0.003
+"""Looking at the photos, quickly: imports, and seconds a photo."""
+
 _PROBE_PX, _PROBE_DIM, _PROBE_BLOCKS, _N_PROBES = 28, 80, 4, 12
 _N_DECODED, N_STRENGTHS = 8, 3
 _EFFICIENCY = 0.8
@@ -260,7 +263,7 @@ class Forecast:
     n_photos : int
         Photos whose features are not in the cache.
     decode_s, network_s, fit_s, start_s : float
-        Seconds of reading and decoding, of the network, of the fit, and of everything that does not grow.
+        Seconds of reading and decoding, of the network, of the fit, and of everything else.
     """
 
     effort: Effort
@@ -283,6 +286,7 @@ def forecast(
     photos: Sequence[Path],
     *,
     n_learnt: int,
+    n_checked: int = 0,
     n_workers: int | None = None,
 ) -> Forecast:
     """Foretell how long an effort takes, from the speed of this machine and a few of the photos.
@@ -299,6 +303,8 @@ def forecast(
         Photos to compute; some are decoded.
     n_learnt : int
         Photos that the head is fitted on.
+    n_checked : int
+        Photos that are looked at first.
     n_workers : int, optional
         Threads; every core where not given.
 
@@ -318,6 +324,7 @@ def forecast(
         decode_s=len(photos) * decode_s,
         network_s=len(photos) * embedding.n_multiplications / rate,
         fit_s=(products + inverses) / machine.solve_rate,
+        start_s=_START_S + (_CHECK_START_S + n_checked * _CHECK_S if n_checked else 0),
     )
 
 

@@ -500,6 +500,7 @@ def _plan_effort(
             machine,
             [photo.path for photo in list_missing(dataset, embedding)],
             n_learnt=n_learnt,
+            n_checked=0 if options.check == "none" else dataset.n_photos,
             n_workers=options.workers,
         )
         for effort, embedding in embeddings.items()
