@@ -239,8 +239,10 @@ def _remark_balance(dataset: Dataset) -> list[Remark]:
 def _remark_shortcuts(seen: _Seen, known: float, seed: int) -> list[Remark]:
     rows = np.flatnonzero(seen.dataset.labels >= 0)
     found = measure_shortcuts(seen.facts.rows[rows], seen.dataset.labels[rows], seen.dataset.groups[rows], seed=seed)
-    remarks = []
-    for one in found:
+    remarks: list[Remark] = []
+    for one in found:  # the best first: of those that are no shortcut, one is enough to see how far they are from it
+        if remarks and not one.is_likely(known):
+            continue
         is_likely = one.is_likely(known)
         text = (
             f"By {one.cue} alone, {one.accuracy.value:.0%} of the photos would be named right "
