@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+import zipfile
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -244,6 +245,41 @@ def test_given_tree_matches_by_path_and_then_by_name(tmp_path: Path) -> None:
     assert set(labelled(dataset).values()) == {"Apple/Red", "Pepper/Red", "Apple/Gala", "?"}
     assert dataset.unknown_labels == ("Red",)
     assert dataset.tree is tree
+
+
+def test_photos_that_nothing_is_said_of_are_taken_where_no_labels_are_needed(tmp_path: Path) -> None:
+    flat = write_tree(tmp_path / "flat", "1.jpg", "2.jpg")
+    with zipfile.ZipFile(tmp_path / "flat.zip", "w") as file:
+        for path in flat.iterdir():
+            file.write(path, path.name)
+    for data in (flat, tmp_path / "flat.zip"):
+        with pytest.raises(DataError, match="no class folders: 2 photos"):
+            load_dataset(data)
+        dataset = load_dataset(data, needs_labels=False)
+        assert labelled(dataset) == {"1.jpg": "?", "2.jpg": "?"}
+        assert (len(dataset.tree), dataset.unknown_labels, dataset.counts().tolist()) == (0, (), [])
+    split = load_dataset(write_tree(tmp_path / "split", "train/1.jpg", "valid/2.jpg"), needs_labels=False)
+    assert [(photo.label, photo.split) for photo in split.photos] == [(-1, "train"), (-1, "val")]
+    tree = ClassTree.from_paths(["Apple", "Pear"])
+    assert set(load_dataset(flat, tree=tree, needs_labels=False).labels) == {-1}
+
+
+@pytest.mark.parametrize(
+    "beside", [[], ["3.jpg"], ["Apple/Gala/4.jpg"], ["val/Kiwi/1.jpg", "train/Apple/2.jpg", "train/Pear/2.jpg"]]
+)
+def test_where_labels_are_they_count_whether_needed_or_not(tmp_path: Path, beside: list[str]) -> None:
+    write_tree(tmp_path, "Apple/1.jpg", "Pear/2.jpg", *beside)
+    assert load_dataset(tmp_path, needs_labels=False) == load_dataset(tmp_path)
+
+
+def test_photos_of_one_class_are_too_few_even_where_no_labels_are_needed(tmp_path: Path) -> None:
+    write_tree(tmp_path, "Apple/1.jpg")
+    with pytest.raises(DataError, match="wanted photos of at least 2 classes, got 1"):
+        load_dataset(tmp_path, needs_labels=False)
+    assert labelled(load_dataset(tmp_path, min_classes=1, needs_labels=False)) == {"Apple/1.jpg": "Apple"}
+    (tmp_path / "none").mkdir()
+    with pytest.raises(DataError, match="no photo found: it is empty"):
+        load_dataset(tmp_path / "none", needs_labels=False)
 
 
 def test_folder_of_another_parent_is_an_unknown_class(tmp_path: Path) -> None:

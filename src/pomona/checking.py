@@ -19,7 +19,7 @@ from pomona.clock import Clock
 from pomona.dataset import load_dataset
 from pomona.decisions import read_decisions
 from pomona.effort import Effort, choose_precision, measure_machine, plan_embedding
-from pomona.errors import OptionError
+from pomona.errors import DataError, OptionError
 from pomona.features import extract_features
 from pomona.files import check_page_place, storage_errors, write_atomic
 from pomona.findings import COLUMNS, Audit, CheckLevel, list_rows
@@ -164,6 +164,11 @@ def check_data(options: CheckOptions, *, on_progress: Progress | None = None) ->
         out = options.write_clean or (Path(CLEAN_NAME) if options.apply else None)
         out = check_clean_place(dataset, out) if out else None
         decisions = read_decisions(options.apply, dataset) if options.apply else ()
+        if out and not len(dataset.tree) and not decisions:
+            raise DataError(
+                f"{dataset.shown}: wanted labels for a clean list, got photos with nothing to say what they show: put "
+                "those of each class into a folder with its name, or relabel them on the page and apply its decisions"
+            )
     with clock.step("features", dataset.n_photos):
         embedding = plan_embedding(options.effort, precision=choose_precision(measure_machine(options.workers)))
         features = extract_features(dataset, embedding, n_workers=options.workers, on_photo=clock.count)
@@ -184,7 +189,17 @@ def check_data(options: CheckOptions, *, on_progress: Progress | None = None) ->
 
 
 def _check_places(options: CheckOptions) -> None:
-    """Refuse places where something else would be lost, before the work begins."""
+    """Refuse places where something else would be lost, or that cannot be written, before the work begins."""
+    clean = options.write_clean or (Path(CLEAN_NAME) if options.apply else None)
+    named = {"report": options.report, "csv": options.csv, "write_clean": clean}
+    places = {name: path.absolute() for name, path in named.items() if path}
+    if len(set(places.values())) < len(places):
+        raise OptionError(
+            f"wanted places that differ for {', '.join(places)}, got {', '.join(map(str, places.values()))}"
+        )
+    for name, path in (("report", options.report), ("csv", options.csv)):
+        if path and not path.parent.is_dir():
+            raise OptionError(f"{name}: wanted a file in a folder that exists, got {path}; make {path.parent} first")
     if options.report:
         check_page_place(options.report, mark=PAGE_MARK)
     if options.csv and options.csv.exists():
