@@ -137,6 +137,23 @@ def hide_varieties(photos: Path, folder: Path) -> tuple[HiddenFrame, ...]:
     return tuple(frames)
 
 
+def shoot_scenes(scenes: Path, folder: Path, n_shots: int) -> None:
+    """Several shots of each rendered scene: all of it, then parts that are too small to be crops, in other light."""
+    for number, path in enumerate(sorted(scenes.rglob("*.jpg"))):
+        place = folder / path.parent.relative_to(scenes)
+        place.mkdir(parents=True, exist_ok=True)
+        os.link(path, place / f"{path.stem}-0.jpg")
+        image = Image.open(path)
+        generator = np.random.default_rng([number, 11])
+        for shot in range(1, n_shots):
+            lengths = generator.uniform(0.65, 0.82, 2) * image.size
+            left, top = generator.uniform(0, 1, 2) * (image.size - lengths)
+            box = (left, top, left + lengths[0], top + lengths[1])
+            seen = image.resize(image.size, Image.Resampling.BILINEAR, box=box)
+            seen = ImageEnhance.Brightness(seen).enhance(generator.uniform(0.8, 1.2))
+            seen.save(place / f"{path.stem}-{shot}.jpg", quality=85)
+
+
 def link_some(source: Path, folder: Path, n_each: int) -> None:
     """Hard links to the first photos of each class folder."""
     for kind in sorted({path.parent for path in source.rglob("*.jpg")}):
