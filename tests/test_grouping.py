@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pomona.class_tree import ClassTree
 from pomona.dataset import Dataset, Photo, iter_folds, split_dataset
 from pomona.errors import DataError
+from pomona.evaluation import measure_share
 from pomona.files import hash_bytes
 from pomona.grouping import Leak, group_photos, list_leaks, measure_gap
 from pomona.likeness import Copy, Likeness
@@ -265,7 +266,9 @@ def test_a_random_split_promises_more_than_holds_on_other_objects() -> None:
     assert gap.random.value > 0.95
     assert gap.grouped.value < 0.8
     assert gap.random.n == gap.grouped.n == 192
-    assert gap.grouped.high - gap.grouped.low > gap.random.high - gap.random.low  # shots of an object are one witness
+    apart = measure_share(np.arange(192) < round(192 * gap.grouped.value))
+    assert gap.grouped.value == pytest.approx(apart.value)
+    assert gap.grouped.high - gap.grouped.low > 1.5 * (apart.high - apart.low)  # shots of an object are one witness
     assert measure_gap(dataset, coordinates) == gap
 
 

@@ -197,6 +197,14 @@ def test_planted_outliers_are_found_the_farthest_first_and_no_other() -> None:
     assert 0 < outliers[0].score < outliers[1].score < 0.5
     assert outliers[0].distance > outliers[1].distance > 10 * outliers[0].usual
     assert find_outliers(table.astype(np.float32), labels) == outliers
+    scaled = table / np.linalg.norm(table, axis=1, keepdims=True)
+    cosines = scaled @ scaled.T
+    for outlier in outliers:
+        others = (labels == labels[outlier.row]) & (np.arange(120) != outlier.row)
+        assert outlier.distance == pytest.approx(1 - np.sort(cosines[outlier.row, others])[-3:].mean(), abs=1e-4)
+    own = np.where((labels[:, None] == labels) & ~np.eye(120, dtype=bool), cosines, -np.inf)
+    usual = np.median(1 - np.sort(own, axis=1)[:, -3:].mean(axis=1))
+    assert outliers[0].usual == pytest.approx(usual, abs=1e-4)
 
 
 @settings(max_examples=30, deadline=None)
