@@ -7,11 +7,13 @@ shots of one tray a step apart agree less than a photo and its cropped copy, onc
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pomona.engine import stream_ordered
 from pomona.projection import iter_blocks
 
 if TYPE_CHECKING:
@@ -63,7 +65,7 @@ class Alignment:
         return " and ".join(parts) or "resized or saved anew"
 
 
-def align_pairs(pictures: NDArray[np.float32], pairs: NDArray[np.intp]) -> Alignment:
+def align_pairs(pictures: NDArray[np.float32], pairs: NDArray[np.intp], *, n_workers: int = 1) -> Alignment:
     """Lay the pictures of each pair on each other.
 
     Parameters
@@ -72,6 +74,8 @@ def align_pairs(pictures: NDArray[np.float32], pairs: NDArray[np.intp]) -> Align
         Gray thumbnails; S a multiple of 16.
     pairs : ndarray of shape (P, 2), intp
         Rows of them.
+    n_workers : int
+        Threads.
 
     Returns
     -------
@@ -84,12 +88,26 @@ def align_pairs(pictures: NDArray[np.float32], pairs: NDArray[np.intp]) -> Align
     """
     if not len(pairs):
         return Alignment(np.zeros(0, np.float32), np.zeros(0, bool), np.zeros(0, np.float32), np.ones(0, np.float32))
-    parts = [
-        _align_block(pictures[pairs[start:stop, 0]], pictures[pairs[start:stop, 1]])
-        for start, stop in iter_blocks(len(pairs), max(1, _PIXELS_PER_BLOCK // pictures.shape[1] ** 2))
-    ]
+    blocks = list(iter_blocks(len(pairs), max(1, _PIXELS_PER_BLOCK // pictures.shape[1] ** 2)))
+
+    def align(number: int) -> _Block:
+        first, second = pairs[slice(*blocks[number])].T
+        return _align_block(pictures[first], pictures[second])
+
+    with _quiet_threads():
+        parts = list(stream_ordered(align, len(blocks), n_threads=n_workers, n_ahead=2 * n_workers))
     scores, mirrored, cropped, gains = (np.concatenate(column) for column in zip(*parts, strict=True))
     return Alignment(scores, mirrored, cropped, gains)
+
+
+def _quiet_threads() -> contextlib.AbstractContextManager[object]:
+    """One thread for each product of matrices: they are small, and waiting for each other takes longer than they do."""
+    try:
+        from threadpoolctl import threadpool_limits
+    except ImportError:
+        return contextlib.nullcontext()
+    limits: contextlib.AbstractContextManager[object] = threadpool_limits(1, user_api="blas")
+    return limits
 
 
 def _align_block(first: NDArray[np.float32], second: NDArray[np.float32]) -> _Block:
