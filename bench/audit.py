@@ -53,7 +53,7 @@ from pomona.dataset import load_dataset
 from pomona.effort import choose_precision, measure_machine, plan_embedding
 from pomona.features import extract_features
 from pomona.grouping import measure_gap
-from pomona.label_doubts import DOUBT_DIM, find_label_doubts, leave_one_out, to_probabilities
+from pomona.label_doubts import DOUBT_DIM, SURE_SHARE, find_label_doubts, leave_one_out, to_probabilities
 from pomona.parts import list_folds
 from pomona.projection import project_vectors
 from pomona.ridge import fit_ridge
@@ -258,7 +258,7 @@ def rank_swaps(dataset: Dataset, scratch: Path, share: float, seed: int) -> dict
     planted = {one.file_name for one in lines if one.label != one.planted_label}
     photos, labels = features.dataset.photos, features.dataset.labels
     is_planted = np.array([str(photo.path) in planted for photo in photos])
-    names = {one.name for one in audit.findings if one.check == "wrong_label"}
+    names = {one.name for one in audit.findings if one.check == "wrong_label" and one.flagged}
     is_flagged = np.array([photo.name in names for photo in photos])
     coordinates = project_vectors(features.vectors, DOUBT_DIM)
     shares = to_probabilities(leave_one_out(coordinates, labels, len(features.dataset.tree)), labels)
@@ -296,7 +296,8 @@ def retrain(features: Features, groups: NDArray[np.str_]) -> list[dict]:
             for seed in range(N_SWAP_SEEDS):
                 given = swap_labels(labels[fitted], n_classes, share, 100 * fold + seed)
                 kept = every.copy()
-                kept[[doubt.row for doubt in find_label_doubts(coordinates, given, n_classes)]] = False
+                doubts = find_label_doubts(coordinates, given, n_classes)
+                kept[[doubt.row for doubt in doubts if doubt.share < SURE_SHARE]] = False
                 rows.append(
                     {
                         "share": share,

@@ -16,7 +16,7 @@ from pomona.clock import Clock
 from pomona.dataset import name_some
 from pomona.findings import Audit, CheckLevel, Finding, Nearest, Remark, sort_findings
 from pomona.grouping import group_photos, list_leaks, measure_gap
-from pomona.label_doubts import DOUBT_DIM, find_label_doubts, find_outliers, list_nearest
+from pomona.label_doubts import DOUBT_DIM, SURE_SHARE, find_label_doubts, find_outliers, list_nearest
 from pomona.likeness import find_likeness
 from pomona.photo_facts import Facts, measure_photos
 from pomona.photo_quality import find_poor, list_unusable, note_oddities
@@ -190,7 +190,8 @@ def _list_doubts(seen: _Seen) -> tuple[list[Finding], dict[str, Nearest]]:
     for doubt in find_label_doubts(coordinates, labels, len(names)):
         row, own, other = int(rows[doubt.row]), names[labels[doubt.row]], names[doubt.suggested]
         reason = f"looks like {other} ({doubt.suggested_share:.0%}), like {own} {doubt.share:.0%}"
-        found.append(Finding(seen.name(row), "wrong_label", doubt.score, True, reason, suggested=other))
+        is_sure = doubt.share < SURE_SHARE
+        found.append(Finding(seen.name(row), "wrong_label", doubt.score, is_sure, reason, suggested=other))
         if len(nearest) < _N_SHOWN:
             nearest[seen.name(row)] = Nearest(
                 *(
