@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pomona.engine import stream_ordered
+from pomona.errors import MissingPackageError
 from pomona.projection import iter_blocks
 
 if TYPE_CHECKING:
@@ -104,8 +105,8 @@ def _quiet_threads() -> contextlib.AbstractContextManager[object]:
     """One thread for each product of matrices: they are small, and waiting for each other takes longer than they do."""
     try:
         from threadpoolctl import threadpool_limits
-    except ImportError:
-        return contextlib.nullcontext()
+    except ImportError as error:
+        raise MissingPackageError("threadpoolctl", "train", "to find copies of photos") from error
     limits: contextlib.AbstractContextManager[object] = threadpool_limits(1, user_api="blas")
     return limits
 

@@ -122,7 +122,7 @@ def find_likeness(
     Raises
     ------
     MissingPackageError
-        If usearch or scikit-network is not installed.
+        If usearch, scikit-network or threadpoolctl is not installed.
     """
     n_workers = n_workers or count_cpus()
     first_of: dict[str, int] = {}
