@@ -7,7 +7,6 @@ shots of one tray a step apart agree less than a photo and its cropped copy, onc
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,6 +17,8 @@ from pomona.errors import MissingPackageError
 from pomona.projection import iter_blocks
 
 if TYPE_CHECKING:
+    import contextlib
+
     from numpy.typing import NDArray
 
     _Block = tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.float32], NDArray[np.float32]]
