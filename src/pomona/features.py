@@ -195,7 +195,7 @@ def extract_vectors(
             values[rows] = outcome
             n_computed += not is_cached
             n_cached += len(rows) * is_cached
-            if not is_cached and n_computed % _PHOTOS_PER_RELEASE == 0:
+            if (n_computed + n_cached) % _PHOTOS_PER_RELEASE == 0:
                 release_pages(values)
     return Vectors(values, errors, n_computed, n_cached)
 
