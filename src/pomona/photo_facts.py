@@ -66,6 +66,7 @@ _EDGE_SHARE = 0.002  # the outline of one small fruit on bare paper
 _ENOUGH_SHARE = 0.5
 _PHOTOS_AHEAD = 8
 _ROWS_PER_MOVE = 4096
+_DOWNWARD = np.arange(255.0, -1, -1)
 
 
 @dataclass(frozen=True)
@@ -205,7 +206,7 @@ def measure_photo(data: bytes) -> NDArray[np.void]:
     row["format"], row["n_bytes"] = header.format, len(data)
     row["width_px"], row["height_px"] = header.width_px, header.height_px
     row["notes"] = sum(1 << NOTES.index(note) for note in header.notes)
-    row["brightness_p5"], row["brightness_p99"] = _percentile(levels, 0.05), _percentile(levels, 0.99)
+    row["brightness_p5"], row["brightness_p99"] = _find_percentiles(levels, (0.05, 0.99))
     row["entropy_bits"] = _entropy(levels)
     row["sharpness"] = measure_sharpness(gray)
     row["thumbnail"] = np.asarray(view.resize((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.BOX))
@@ -222,10 +223,10 @@ def _shrink(photo: Image.Image) -> Image.Image:
     return photo.resize(size_px, Image.Resampling.BOX)
 
 
-def _percentile(levels: NDArray[Any], share: float) -> float:
-    """Gray, 0-1, that this share of the pixels does not exceed, from how many pixels have each level."""
-    counts = np.cumsum(levels)
-    return float(np.searchsorted(counts, share * counts[-1])) / 255
+def _find_percentiles(levels: NDArray[Any], shares: Sequence[float]) -> NDArray[np.float64]:
+    """Grays, 0-1, that these shares of the pixels do not exceed, from how many pixels have each level."""
+    counts = levels.cumsum()
+    return np.asarray(counts.searchsorted(np.array(shares) * counts[-1]) / 255, np.float64)
 
 
 def _entropy(levels: NDArray[Any]) -> float:
@@ -269,26 +270,26 @@ def measure_sharpness(gray: Image.Image) -> float:
 
     width_px, height_px = gray.size
 
-    def rise(x: int, y: int) -> float:
-        """How far it rises over a step of that many pixels, where it is steepest."""
+    def count_rises(x: int, y: int) -> list[int]:
+        """How many pixels rise by 0-255 over a step of that many pixels."""
         if x >= width_px or y >= height_px:
-            return 0.0
+            return [1, *[0] * 255]
         ahead = gray.crop((x, y, width_px, height_px))
         behind = gray.crop((0, 0, width_px - x, height_px - y))
-        return _mean_top(ImageChops.difference(ahead, behind).histogram())
+        return ImageChops.difference(ahead, behind).histogram()
 
     far_px = min(_EDGE_PX, max(1, min(gray.size) // 4))
-    heights = (rise(far_px, 0), rise(0, far_px))
-    steps = (rise(1, 0), rise(0, 1))
+    rises = _mean_top(np.array([count_rises(*step) for step in ((far_px, 0), (0, far_px), (1, 0), (0, 1))]))
+    heights, steps = rises[:2].tolist(), rises[2:].tolist()
     enough = max(1.0, max(heights) * _ENOUGH_SHARE)
     shares = [max(step - 1, 0.0) / height for step, height in zip(steps, heights, strict=True) if height >= enough]
     return 100 * min(shares, default=0.0)
 
 
-def _mean_top(counts: list[int]) -> float:
-    """Mean of the largest two thousandths of values 0-255, from how many there are of each."""
-    downward = np.array(counts[::-1])
-    before = np.cumsum(downward) - downward
-    n_top = max(1.0, _EDGE_SHARE * float(before[-1] + downward[-1]))
-    taken = np.clip(n_top - before, 0, downward)
-    return float(taken @ np.arange(255, -1, -1)) / n_top
+def _mean_top(counts: NDArray[np.intp]) -> NDArray[np.float64]:
+    """Mean of the largest two thousandths of values 0-255, of each row (R, 256) of how many there are of each."""
+    downward = counts[:, ::-1]
+    before = downward.cumsum(axis=1) - downward
+    n_top = np.maximum(1.0, _EDGE_SHARE * downward.sum(axis=1, keepdims=True))
+    taken = np.minimum(np.maximum(n_top - before, 0), downward)
+    return np.asarray((taken @ _DOWNWARD) / n_top[:, 0], np.float64)
