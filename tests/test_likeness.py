@@ -310,9 +310,9 @@ def test_the_number_of_pictures_compared_does_not_grow_with_its_square(
 ) -> None:
     counted: list[int] = []
 
-    def count(pictures: NDArray[np.float32], pairs: NDArray[np.intp]) -> object:
+    def count(pictures: NDArray[np.float32], pairs: NDArray[np.intp], *, n_workers: int) -> object:
         counted.append(len(pairs))
-        return align_pairs(pictures, pairs)
+        return align_pairs(pictures, pairs, n_workers=n_workers)
 
     monkeypatch.setattr("pomona.likeness.align_pairs", count)
     photo = render(0)

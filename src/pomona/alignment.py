@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pomona.engine import count_cpus, stream_ordered
+from pomona.errors import MissingPackageError
 from pomona.projection import iter_blocks
 
 if TYPE_CHECKING:
@@ -63,7 +65,7 @@ class Alignment:
         return " and ".join(parts) or "resized or saved anew"
 
 
-def align_pairs(pictures: NDArray[np.float32], pairs: NDArray[np.intp]) -> Alignment:
+def align_pairs(pictures: NDArray[np.float32], pairs: NDArray[np.intp], *, n_workers: int | None = None) -> Alignment:
     """Lay the pictures of each pair on each other.
 
     Parameters
@@ -72,11 +74,18 @@ def align_pairs(pictures: NDArray[np.float32], pairs: NDArray[np.intp]) -> Align
         Gray thumbnails; S a multiple of 16.
     pairs : ndarray of shape (P, 2), intp
         Rows of them.
+    n_workers : int, optional
+        Threads; every core where not given.
 
     Returns
     -------
     Alignment
         Of each pair; pairs that are plainly different have the score of a rough look.
+
+    Raises
+    ------
+    MissingPackageError
+        If threadpoolctl is not installed.
 
     References
     ----------
@@ -84,10 +93,20 @@ def align_pairs(pictures: NDArray[np.float32], pairs: NDArray[np.intp]) -> Align
     """
     if not len(pairs):
         return Alignment(np.zeros(0, np.float32), np.zeros(0, bool), np.zeros(0, np.float32), np.ones(0, np.float32))
-    parts = [
-        _align_block(pictures[pairs[start:stop, 0]], pictures[pairs[start:stop, 1]])
-        for start, stop in iter_blocks(len(pairs), max(1, _PIXELS_PER_BLOCK // pictures.shape[1] ** 2))
-    ]
+    try:
+        from threadpoolctl import threadpool_limits
+    except ImportError as error:
+        raise MissingPackageError("threadpoolctl", "train", "to find copies of photos") from error
+    blocks = list(iter_blocks(len(pairs), max(1, _PIXELS_PER_BLOCK // pictures.shape[1] ** 2)))
+
+    def align(i: int) -> _Block:
+        part = pairs[slice(*blocks[i])]
+        return _align_block(pictures[part[:, 0]], pictures[part[:, 1]])
+
+    n_threads = n_workers or count_cpus()
+    # Threads inside of products as small as these wait for each other far longer than they compute.
+    with threadpool_limits(1, user_api="blas"):
+        parts = list(stream_ordered(align, len(blocks), n_threads=n_threads, n_ahead=2 * n_threads))
     scores, mirrored, cropped, gains = (np.concatenate(column) for column in zip(*parts, strict=True))
     return Alignment(scores, mirrored, cropped, gains)
 

@@ -122,7 +122,7 @@ def find_likeness(
     Raises
     ------
     MissingPackageError
-        If usearch or scikit-network is not installed.
+        If usearch, scikit-network or threadpoolctl is not installed.
     """
     n_workers = n_workers or count_cpus()
     first_of: dict[str, int] = {}
@@ -222,7 +222,7 @@ def _compare_pixels(
 ) -> list[Copy]:
     """Copies among pairs: first by their thumbnails, then, of those that agree, by the photos themselves."""
     rounds = iter_blocks(len(pairs), _PAIRS_PER_ROUND)
-    parts = [_align_some(thumbnails, pairs[start:stop]) for start, stop in rounds]
+    parts = [_align_some(thumbnails, pairs[start:stop], n_workers) for start, stop in rounds]
     scores = np.concatenate([np.zeros(0, np.float32), *parts])
     best = _keep_best(pairs, scores)
     copies = _compare_closely(photos, pairs[best], n_workers, on_pair)
@@ -274,9 +274,9 @@ def _keep_joining(
     return np.sort(np.array(kept, np.intp))
 
 
-def _align_some(thumbnails: NDArray[np.uint8], pairs: NDArray[np.intp]) -> NDArray[np.float32]:
+def _align_some(thumbnails: NDArray[np.uint8], pairs: NDArray[np.intp], n_workers: int) -> NDArray[np.float32]:
     rows, places = np.unique(pairs, return_inverse=True)
-    return align_pairs(_to_gray(thumbnails[rows]), places.reshape(pairs.shape)).scores
+    return align_pairs(_to_gray(thumbnails[rows]), places.reshape(pairs.shape), n_workers=n_workers).scores
 
 
 def _to_gray(thumbnails: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -304,7 +304,7 @@ def _compare_round(photos: Sequence[Photo], pairs: NDArray[np.intp], n_workers: 
         for i, picture in enumerate(read):
             if picture is not None:
                 pictures[i] = picture
-    found = align_pairs(pictures, places.reshape(pairs.shape))
+    found = align_pairs(pictures, places.reshape(pairs.shape), n_workers=n_workers)
     for i in np.flatnonzero(found.scores > _CLOSE_SCORE).tolist():
         first, second = (int(row) for row in pairs[i])
         score = float(np.clip(found.scores[i], 0, 1))
