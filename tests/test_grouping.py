@@ -92,12 +92,19 @@ def test_what_belongs_together_is_in_one_group(drawn: tuple[Dataset, Likeness]) 
     for one, two, group, other in zip(dataset.photos, dataset.photos[1:], groups, groups[1:], strict=False):
         if one.group == two.group:
             assert group == other
-    free = [row for row, photo in enumerate(dataset.photos) if not is_named(groups[row])]
+    copied = {row for copy in likeness.copies for row in (copy.first, copy.second)}
+    free = [row for row in range(len(groups)) if not is_named(groups[row]) and row not in copied]
     for row in free:
         for other in free:
             if likeness.communities[row] == likeness.communities[other]:
                 assert groups[row] == groups[other]
     assert group_photos(dataset, likeness) == grouped
+
+
+def test_a_copy_astray_does_not_join_two_scenes() -> None:
+    dataset = make_dataset(*(make_photo(f"{i}.jpg", i) for i in range(8)))
+    grouped = group_photos(dataset, make_likeness(dataset, [(0, 1), (0, 4)], [0, 0, 0, 0, 1, 1, 1, 1]))
+    assert list_parts(grouped) == {frozenset(f"{i}.jpg" for i in part) for part in ((0, 1, 2, 3, 4), (5, 6, 7))}
 
 
 def is_named(group: str) -> bool:

@@ -62,9 +62,10 @@ def group_photos(dataset: Dataset, likeness: Likeness) -> Dataset:
     joined = _number_parts(links, 2 * n_photos)[:n_photos]
     # A copy of a photo of a named group belongs there, and brings no scene along that would join two such groups.
     is_free = ~np.isin(joined, joined[is_named])
-    links = [(row, n_photos + int(number)) for row, number in enumerate(joined)]
-    links += [(int(row), 3 * n_photos + int(likeness.communities[row])) for row in np.flatnonzero(is_free)]
-    numbers = _number_parts(links, 4 * n_photos)[:n_photos]
+    free = np.flatnonzero(is_free)
+    numbers = np.where(is_free, 0, joined)
+    numbers[free] = 2 * n_photos + _choose_scenes(joined[free], likeness.communities[free])
+    numbers = np.unique(numbers, return_inverse=True)[1]
     names: dict[int, tuple[bool, str]] = {}
     sizes = np.bincount(numbers) if n_photos else numbers
     for photo, number, named in zip(photos, numbers.tolist(), is_named.tolist(), strict=True):
@@ -72,6 +73,15 @@ def group_photos(dataset: Dataset, likeness: Likeness) -> Dataset:
         names[number] = min(names.get(number, call), call)
     grouped = (replace(photo, group=names[number][1]) for photo, number in zip(photos, numbers.tolist(), strict=True))
     return replace(dataset, photos=tuple(grouped))
+
+
+def _choose_scenes(parts: NDArray[np.intp], scenes: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Scene of each photo: that of most of its copies, so that a copy astray does not join two scenes."""
+    pairs, counts = np.unique(np.stack([parts, scenes], axis=1), axis=0, return_counts=True)
+    order = np.lexsort((-pairs[:, 1], counts))
+    chosen = np.zeros(parts.max(initial=0) + 1, np.intp)
+    chosen[pairs[order, 0]] = pairs[order, 1]  # the last one written stays: the most common, of those the smallest
+    return chosen[parts]
 
 
 def _number_parts(links: Sequence[tuple[int, int]], n_nodes: int) -> NDArray[np.intp]:
