@@ -148,3 +148,16 @@ def test_no_pairs_and_no_pictures() -> None:
     for pictures in (shrink(PHOTOS[0], px=32), np.zeros((0, 32, 32), np.float32)):
         found = align_pairs(pictures, np.zeros((0, 2), np.intp))
         assert found.scores.shape == found.mirrored.shape == found.cropped.shape == found.gains.shape == (0,)
+
+
+@pytest.mark.parametrize("cut", [0.02, 0.03, 0.05])
+@pytest.mark.parametrize("swapped", [False, True])
+def test_a_little_cut_off_all_round_a_fine_pattern_is_no_hindrance(cut: float, swapped: bool) -> None:
+    """From afar the whole may as well be a crop of its crop; only from near that does not hold."""
+    noise = np.random.default_rng(3).integers(0, 256, (48, 48), dtype=np.uint8)
+    photo = Image.fromarray(noise).resize((480, 480), Image.Resampling.BICUBIC)
+    edge = round(480 * cut / 2)
+    crop = photo.crop((edge, 1, 480 - edge, 479))
+    found = align(crop, photo) if swapped else align(photo, crop)
+    assert found.scores[0] > _CLOSE_SCORE
+    assert abs(found.cropped[0] - cut) < 0.01

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 MAX_CROPPED = 0.12
 """Largest share of a side that is looked for: a tenth, and what rounding takes beside it."""
 
-_COARSE_PX, _ROUGH_PX = 16, 8
+_MIDDLE_PX, _COARSE_PX, _ROUGH_PX = 32, 16, 8
 _N_STEPS = 3  # crops of 0, 1/3, ... of the largest share, at each place they fit
 _PIXELS_PER_BLOCK = 2**17  # what stays in a core's own memory
 _ROUGH_SCORE = 0.65
@@ -73,7 +73,7 @@ def align_pairs(pictures: NDArray[np.float32], pairs: NDArray[np.intp], *, n_wor
     Parameters
     ----------
     pictures : ndarray of shape (N, S, S), float32
-        Gray thumbnails; S a multiple of 16.
+        Gray thumbnails; S is 16 or a multiple of 32.
     pairs : ndarray of shape (P, 2), intp
         Rows of them.
     n_workers : int
@@ -137,19 +137,28 @@ def _align_near(first: NDArray[np.float32], second: NDArray[np.float32]) -> _Blo
         lengths = np.sqrt(np.maximum(lengths, 1e-3))
         targets = (_normalise(target).reshape(len(first), -1, 1) for target in (part, part[:, :, ::-1]))
         choices += [np.matmul(crops, target)[..., 0] / lengths for target in targets]
-    table = np.stack(choices, axis=1)  # (P, 4, windows of both axes)
+    table = np.stack(choices, axis=1)  # (P, 4, windows of both axes): two crops of the first, two of the second
     table[:, :, 0] += 1e-4  # the whole picture, where crops of it look the same
-    best = table.reshape(len(first), -1).argmax(axis=1)
-    kind, place = np.divmod(best, table.shape[2])
-    mirrored = kind % 2 == 1
-    swapped = kind >= 2
-    whole = np.where(swapped[:, None, None], second, first)
-    part = np.where(swapped[:, None, None], first, second)
+    # Where little was cut, either picture may look like a crop of the other from afar: both are tried.
+    tries = [_refine_best(first, second, table[:, :2], windows), _refine_best(second, first, table[:, 2:], windows)]
+    swapped = tries[1][0] > tries[0][0]
+    scores, mirrored, cropped, gains = (np.where(swapped, other, one) for one, other in zip(*tries, strict=True))
+    return scores, mirrored, cropped, np.where(swapped, 1 / np.maximum(gains, 1e-3), gains).astype(np.float32)
+
+
+def _refine_best(
+    whole: NDArray[np.float32], part: NDArray[np.float32], table: NDArray[np.float32], windows: NDArray[np.float64]
+) -> _Block:
+    """Refine the best of the crops of `whole` (P, 2, windows), to which `part` was held straight and mirrored."""
+    kind, place = np.divmod(table.reshape(len(whole), -1).argmax(axis=1), table.shape[2])
+    mirrored = kind == 1
     part = np.where(mirrored[:, None, None], part[:, :, ::-1], part)
     rows, columns = np.divmod(place, len(windows))
-    scores, window, gains = _refine(whole, part, windows[rows], windows[columns])
-    cropped = np.maximum(0, 1 - window[:, (1, 3)].min(axis=1)).astype(np.float32)
-    return scores, mirrored, cropped, np.where(swapped, 1 / np.maximum(gains, 1e-3), gains).astype(np.float32)
+    window = np.concatenate([windows[rows], windows[columns]], axis=1)
+    if whole.shape[1] > _MIDDLE_PX:  # from afar first: fine patterns lead astray from a few pixels on
+        _, window, _ = _refine(_shrink(whole, _MIDDLE_PX), _shrink(part, _MIDDLE_PX), window)
+    scores, window, gains = _refine(whole, part, window)
+    return scores, mirrored, np.maximum(0, 1 - window[:, (1, 3)].min(axis=1)).astype(np.float32), gains
 
 
 def _list_windows(side_px: int) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
@@ -173,11 +182,10 @@ def _sample_lines(start: NDArray[np.float64], length: NDArray[np.float64], side_
 
 
 def _refine(
-    whole: NDArray[np.float32], part: NDArray[np.float32], rows: NDArray[np.float64], columns: NDArray[np.float64]
+    whole: NDArray[np.float32], part: NDArray[np.float32], window: NDArray[np.float64]
 ) -> tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.float32]]:
-    """Move the window of `whole` until it agrees with `part`: Gauss-Newton on window and gain."""
+    """Move the window of `whole` (top, height, left, width) until it agrees with `part`, by Gauss-Newton."""
     side_px = whole.shape[1]
-    window = np.concatenate([rows, columns], axis=1)  # top, height, left, width
     down, across = np.gradient(whole, axis=(1, 2))
     place = ((np.arange(side_px) + 0.5) / side_px).astype(np.float32)
     target = _centre(part.reshape(len(part), 1, -1)).transpose(0, 2, 1)
