@@ -188,15 +188,15 @@ def extract_vectors(
         closing(_NoCache() if embedding.is_tuned else VectorCache(embedding)) as cache,
         closing(stream_rows(hashes, cache, compute, on_photo=on_photo)) as outcomes,
     ):
-        for rows, outcome, is_cached in outcomes:
+        for number, (rows, outcome, is_cached) in enumerate(outcomes, start=1):
+            if number % _PHOTOS_PER_RELEASE == 0:
+                release_pages(values)
             if isinstance(outcome, PhotoError):
                 errors.update(dict.fromkeys(rows, outcome))
                 continue
             values[rows] = outcome
             n_computed += not is_cached
             n_cached += len(rows) * is_cached
-            if not is_cached and n_computed % _PHOTOS_PER_RELEASE == 0:
-                release_pages(values)
     return Vectors(values, errors, n_computed, n_cached)
 
 

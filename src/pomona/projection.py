@@ -43,9 +43,13 @@ def project_vectors(vectors: NDArray[np.float32], dim: int) -> NDArray[np.float3
     >>> np.abs(project_vectors(line, 5)).round(2).tolist()
     [[1.409999966621399], [0.0], [1.409999966621399]]
     """
-    found = project_blocks(lambda rows: vectors[rows], len(vectors), dim)
-    release_pages(vectors)
-    return found
+
+    def read_rows(rows: NDArray[np.intp] | slice) -> NDArray[np.float32]:
+        block = np.array(vectors[rows])
+        release_pages(vectors)  # block by block: a table in a file would count as memory as a whole
+        return block
+
+    return project_blocks(read_rows, len(vectors), dim)
 
 
 def project_blocks(
