@@ -144,6 +144,10 @@ def write_readme(rows: Sequence[Row]) -> None:
     text = f"{tabulate(rows)}\n\nMeasured {days[-1]}: {describe_machine()}."
     for name in ("README.md", "README.zh.md"):
         path = ROOT / name
+        if "<!-- audit:begin -->" not in path.read_text("utf-8"):
+            sys.exit(
+                f"--readme: wanted <!-- audit:begin --> and <!-- audit:end --> in {name}, where the table is to go"
+            )
         head, rest = path.read_text("utf-8").split("<!-- audit:begin -->")
         tail = rest.split("<!-- audit:end -->")[1]
         path.write_text(f"{head}<!-- audit:begin -->\n{text}\n<!-- audit:end -->{tail}", "utf-8")
