@@ -12,9 +12,9 @@ import pytest
 from PIL import Image, ImageFilter
 
 from pomona import shortcut
-from pomona.audit import audit_photos
+from pomona.audit import audit_photos, settle_audit
 from pomona.clock import Clock
-from pomona.dataset import Dataset, iter_folds, load_dataset, split_dataset
+from pomona.dataset import Dataset, Skipped, iter_folds, load_dataset, split_dataset
 from pomona.effort import plan_embedding
 from pomona.errors import DataError
 from pomona.features import Features, extract_features
@@ -345,3 +345,15 @@ def test_an_audit_changes_neither_features_nor_dataset(features: Features) -> No
     assert [replace(photo, group="") for photo in audit.dataset.photos] == [
         replace(photo, group="") for photo in dataset.photos
     ]
+
+
+def test_photos_that_fail_after_the_audit_are_told_too(features: Features) -> None:
+    audit = audit_photos(features, "none")
+    lost, *rest = features.dataset.photos
+    failed = Skipped(lost.name, lost.path, "corrupt", "wanted the content it had")
+    used = replace(features.dataset, photos=tuple(rest), skipped=(*features.dataset.skipped, failed))
+    settled = settle_audit(audit, used)
+    assert settled.dataset == used
+    told = {one.name for one in settled.findings if one.check == "unusable"}
+    assert told == {one.name for one in audit.findings} | {lost.name}
+    assert settle_audit(settled, used) == settled

@@ -7,7 +7,7 @@ has measured them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -70,7 +70,7 @@ def audit_photos(
     """
     clock = clock or Clock(None)
     if level == "none":
-        return Audit(features.dataset, level, sort_findings(list_unusable(features.dataset)))
+        return settle_audit(Audit(features.dataset), features.dataset)
     with clock.step("look", features.dataset.n_photos):
         facts = measure_photos(features.dataset, n_workers=n_workers, on_photo=clock.count)
     with clock.step("compare"):
@@ -94,6 +94,20 @@ def audit_photos(
         with clock.step("shortcuts"):
             remarks += _remark_shortcuts(seen, gap.grouped.value if gap else 1.0, seed)
     return Audit(dataset, level, sort_findings(findings), tuple(remarks), nearest, gap)
+
+
+def settle_audit(audit: Audit, dataset: Dataset) -> Audit:
+    """The same audit, of the photos as they were used in the end: some may have failed after it.
+
+    Parameters
+    ----------
+    audit : Audit
+        Of the photos before.
+    dataset : Dataset
+        Of those used; what could not be is among its ``skipped``.
+    """
+    others = [one for one in audit.findings if one.check != "unusable"]
+    return replace(audit, dataset=dataset, findings=sort_findings([*list_unusable(dataset), *others]))
 
 
 def note_audit(audit: Audit) -> tuple[str, ...]:
@@ -242,9 +256,9 @@ def _remark_shortcuts(seen: _Seen, known: float, seed: int) -> list[Remark]:
     found = measure_shortcuts(seen.facts.rows[rows], seen.dataset.labels[rows], seen.dataset.groups[rows], seed=seed)
     remarks: list[Remark] = []
     for one in found:  # the best first: of those that are no shortcut, one is enough to see how far they are from it
-        if remarks and not one.is_likely(known):
-            continue
         is_likely = one.is_likely(known)
+        if remarks and not is_likely:
+            continue
         text = (
             f"By {one.cue} alone, {one.accuracy.value:.0%} of the photos would be named right "
             f"({one.chance:.0%} by always saying the largest class, {known:.0%} by the features)."

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, get_args
 
 import numpy as np
 
-from pomona.audit import audit_photos, note_audit
+from pomona.audit import audit_photos, note_audit, settle_audit
 from pomona.backbone import choose_layer, is_embedded
 from pomona.bundle import list_levels
 from pomona.checkpoint import clear_run, read_precision
@@ -33,10 +33,9 @@ from pomona.errors import DataError, MissingPackageError, NotFiniteError, Option
 from pomona.evaluation import evaluate
 from pomona.features import Features, extract_features, list_missing, release_pages
 from pomona.files import new_folder
-from pomona.findings import Audit, CheckLevel, sort_findings
+from pomona.findings import Audit, CheckLevel
 from pomona.learnt import Learnt, save_learnt
 from pomona.parts import PartPlan, list_folds, note_copies, note_data, plan_parts
-from pomona.photo_quality import list_unusable
 from pomona.ridge import RIDGE_STRENGTHS, fit_ridge
 from pomona.run_folder import Run, write_run
 from pomona.run_place import check_output, check_place, choose_output, find_tuning_folder, name_data
@@ -242,7 +241,7 @@ def train(
         parted, plan = _part(audit.dataset, options, dataset)
         learnt = _fit_features(features.keep(parted), embedding, plan, options, clock)
         learnt = replace(learnt, notes=(*fell_back, *learnt.notes))
-    audit = replace(audit, dataset=learnt.dataset)
+    audit = settle_audit(audit, learnt.dataset)
     with clock.step("evaluate"):
         reported, probabilities, evaluation = _score_part(learnt.features, plan.report_on, learnt.head)
 
@@ -341,7 +340,7 @@ def _part(dataset: Dataset, options: TrainOptions, before: Dataset | None = None
 def _look_before(dataset: Dataset, options: TrainOptions, clock: Clock) -> Audit:
     """Audit photos before training by gradients, by the quickest features there are."""
     if options.check == "none":
-        return Audit(dataset, "none", sort_findings(list_unusable(dataset)))
+        return Audit(dataset)
     embedding = plan_embedding("instant", precision=choose_precision(measure_machine(options.workers)))
     with clock.step("features", dataset.n_photos):
         features, _, _ = _extract_features(dataset, embedding, options.workers, clock)
