@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pomona.backbone import Preprocessing, find_backbone
+from pomona.comparison import Difference, compare_answers
 from pomona.dataset import load_dataset
 from pomona.effort import plan_embedding
 from pomona.embedding import Embedding
@@ -31,10 +32,8 @@ from pomona.enhancement import (
     parse_enhancement,
 )
 from pomona.enhancement_effect import (
-    Difference,
     Effect,
     Effects,
-    compare_answers,
     describe_steps,
     list_variants,
     measure_effects,

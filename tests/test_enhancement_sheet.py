@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pomona.backbone import Preprocessing
+from pomona.comparison import Difference
 from pomona.dataset import load_dataset
-from pomona.enhancement_effect import Difference, Effect, Effects
+from pomona.enhancement_effect import Effect, Effects
 from pomona.enhancement_sheet import MAX_SHOWN, choose_photos, write_sheet
 from pomona.errors import DataError, OptionError, StorageError
 

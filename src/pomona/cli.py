@@ -819,7 +819,8 @@ def _print_audit(out: Console, audit: Audit) -> None:
 
 
 def _print_effects(out: Console, effects: Effects) -> None:
-    from pomona.enhancement_effect import describe_steps, write_points
+    from pomona.comparison import write_points
+    from pomona.enhancement_effect import describe_steps
 
     out.print(effects.describe(), style="bold", highlight=False, soft_wrap=True)
     out.print(f"Measured on {effects.n:,} {effects.measured_on}; points of 100 against no step.", highlight=False)

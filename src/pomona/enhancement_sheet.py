@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pomona.comparison import write_points
 from pomona.enhancement import measure_light
-from pomona.enhancement_effect import describe_steps, list_variants, write_points
+from pomona.enhancement_effect import describe_steps, list_variants
 from pomona.errors import DataError, MissingPackageError, OptionError, PhotoError
 from pomona.files import check_page_place, write_atomic
 from pomona.photo import decode_photo, read_unchanged

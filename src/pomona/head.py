@@ -24,6 +24,8 @@ DEFAULT_TEMPERATURE = 0.1
 """Where no photo can be held out; a score of 1 against 0 is then a probability ratio of e to the 10th."""
 
 _CHUNK_ROWS = 4096
+_WIDTHS = (0.3, 0.6, 1.0, 1.5, 2.2, 3.3, 5.0, 8.0)
+"""Tried, of logits that have their temperature."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,79 @@ def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.asarray(shares)
 
 
-def fit_temperature(scores: NDArray[np.floating], labels: NDArray[np.intp]) -> float:
+@dataclass(frozen=True)
+class Link:
+    """What leads from the logits of a head to those that probabilities come from.
+
+    Parameters
+    ----------
+    width : float or None
+        Above 0: logits become ``asinh(logits / width)``, straight near 0 and a logarithm far from it. None: they stay.
+    sharpness : float
+        Above 0: what they are multiplied by then; the inverse of a temperature.
+
+    Examples
+    --------
+    >>> Link(None, 2.0).apply(np.array([[1.0, 0.0]])).tolist()
+    [[2.0, 0.0]]
+    """
+
+    width: float | None = None
+    sharpness: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (0 < self.sharpness < np.inf and (self.width is None or 0 < self.width < np.inf)):
+            raise ValueError(f"wanted a width and a sharpness above 0, got {self.width} and {self.sharpness}")
+
+    def apply(self, logits: NDArray[np.floating]) -> NDArray[np.float32]:
+        """Logits (N, C) that a softmax makes probabilities of."""
+        bent = logits if self.width is None else np.arcsinh(logits / np.float32(self.width))
+        return np.asarray(bent * np.float32(self.sharpness), np.float32)
+
+
+def fit_link(
+    logits: NDArray[np.floating], labels: NDArray[np.intp], weights: NDArray[np.floating] | None = None
+) -> Link:
+    """Find the link at which held-out photos have the smallest log loss.
+
+    Scores of a ridge are probabilities already, but for noise: their logarithm makes better ones than an exponential
+    does. `asinh` is that logarithm where scores are far above the noise, and passes through 0 where they are not. It is
+    taken where it gains more than a further number to fit may gain by chance.
+
+    Parameters
+    ----------
+    logits : ndarray of shape (N, C)
+        Of photos that were not learnt.
+    labels : ndarray of shape (N,), int
+        Their class numbers.
+    weights : ndarray of shape (N,), optional
+        How much each counts.
+
+    References
+    ----------
+    Guo et al., On calibration of modern neural networks, ICML 2017: one temperature for all classes.
+    Akaike, A new look at the statistical model identification, IEEE TAC 19, 1974: what a further number must gain.
+
+    Examples
+    --------
+    >>> fit_link(np.array([[1.0, 0.0]] * 3 + [[0.0, 1.0]]), np.array([0, 0, 0, 1])).width is None
+    True
+    """
+    weights = np.ones(len(labels)) if weights is None else np.asarray(weights, np.float64)
+    tried: list[tuple[float, Link]] = []
+    for width in (None, *_WIDTHS):
+        bent = Link(width).apply(logits)
+        link = Link(width, 1 / fit_temperature(bent, labels, weights))
+        own = softmax(link.apply(logits))[np.arange(len(labels)), labels]
+        tried.append((float(-np.average(np.log(np.maximum(own, 1e-12)), weights=weights)), link))
+    straight, best = tried[0], min(tried[1:], key=lambda one: one[0])
+    gain_by_chance = np.square(weights).sum() / weights.sum() ** 2  # one over how many photos the weights are worth
+    return best[1] if best[0] < straight[0] - gain_by_chance else straight[1]
+
+
+def fit_temperature(
+    scores: NDArray[np.floating], labels: NDArray[np.intp], weights: NDArray[np.floating] | None = None
+) -> float:
     """Find the temperature at which `softmax(scores / temperature)` has the smallest log loss.
 
     To the photos one is added that is equally likely of every class, so that a few that are all right do not make the
@@ -103,6 +177,8 @@ def fit_temperature(scores: NDArray[np.floating], labels: NDArray[np.intp]) -> f
         Of held-out photos.
     labels : ndarray of shape (N,), int
         Their class numbers.
+    weights : ndarray of shape (N,), optional
+        How much each counts; all the same where not given.
 
     Returns
     -------
@@ -119,6 +195,11 @@ def fit_temperature(scores: NDArray[np.floating], labels: NDArray[np.intp]) -> f
     >>> round(fit_temperature(np.tile(scores, (1000, 1)), np.zeros(4000, int)), 2)  # odds of 3 to 1: 1 / log 3
     0.91
     """
+    shares_of = None if weights is None else np.asarray(weights / np.mean(weights), np.float64)
+
+    def average(values: NDArray[np.floating]) -> float:
+        return float((values if shares_of is None else values * shares_of).mean(dtype=np.float64))
+
     gaps = (scores - scores.max(axis=1, keepdims=True)).astype(np.float32)
     blur = 1 / (len(labels) + 1)
     wanted = (1 - blur) * gaps[np.arange(len(labels)), labels] + blur * gaps.mean(axis=1)
@@ -127,10 +208,10 @@ def fit_temperature(scores: NDArray[np.floating], labels: NDArray[np.intp]) -> f
         shares = softmax(gaps * np.float32(scale))
         shares *= gaps
         means = shares.sum(axis=1)
-        slope = float((means - wanted).mean(dtype=np.float64))
+        slope = average(means - wanted)
         low, high = (low, scale) if slope >= 0 else (scale, high)
         shares *= gaps
-        curvature = float((shares.sum(axis=1) - means**2).mean(dtype=np.float64))
+        curvature = average(shares.sum(axis=1) - means**2)
         proposed = scale - slope / curvature if curvature > 0 else 0.0
         moved = proposed if low < proposed < high else float(np.sqrt(low * high))
         if abs(moved - scale) <= 1e-5 * scale:

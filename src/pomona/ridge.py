@@ -47,9 +47,11 @@ __all__ = [
     "BorderedInverse",
     "FactoredTable",
     "Ridge",
+    "Study",
     "fit_ridge",
     "solve_dual",
     "solve_primal",
+    "study_ridge",
 ]
 
 RIDGE_STRENGTHS: tuple[float, ...] = (3e-2, 1e-2, 3e-3)
@@ -125,6 +127,29 @@ def fit_ridge(
     >>> head.predict_proba(vectors).argmax(axis=1).tolist()
     [0, 0, 1, 1]
     """
+    head, tried, state, _ = study_ridge(
+        vectors, labels, n_classes, folds, rows=rows, strengths=strengths, on_step=on_step
+    )
+    return head, tried, state
+
+
+def study_ridge(
+    vectors: NDArray[np.float32],
+    labels: NDArray[np.intp],
+    n_classes: int,
+    folds: Iterable[tuple[NDArray[np.intp], NDArray[np.intp]]] = (),
+    *,
+    rows: NDArray[np.intp] | None = None,
+    strengths: Sequence[float] = RIDGE_STRENGTHS,
+    on_step: Callable[[], None] | None = None,
+) -> tuple[Head, tuple[Fit, ...], Ridge | None, Study]:
+    """As `fit_ridge`, and the means to ask what the head would say of photos that it had not learnt.
+
+    Returns
+    -------
+    Head, tuple of Fit, Ridge or None, Study
+        As `fit_ridge`, and a `Study` of all photos learnt from or, where there are more, of `N_CHOSEN_ON`.
+    """
     ordered = order_strengths(strengths)
     if ordered[-1] < MIN_STRENGTH:
         raise OptionError(f"l2: wanted ridge strengths of {MIN_STRENGTH:g} or more, got {ordered[-1]:g}")
@@ -144,12 +169,13 @@ def fit_ridge(
     solution, chosen, tried = _choose(
         trial, ordered if pairs else [ordered[len(ordered) // 2]], on_step if pairs else None
     )
+    study = Study(problem.kernel, problem.labels, learnt, solution, chosen)
     if len(learnt) == len(rows):
         ridge = problem.to_ridge(solution, chosen)
-        return ridge.to_head(), tried if pairs else (), ridge
+        return ridge.to_head(), tried if pairs else (), ridge, study
     del problem, trial, solution  # room for the fit on all rows
     head, state = _refit(vectors, known, n_classes, rows, chosen)
-    return head, tried if pairs else (), state
+    return head, tried if pairs else (), state, study
 
 
 def solve_dual(vectors: NDArray[np.float32], labels: NDArray[np.intp], n_classes: int, penalty: float) -> Ridge:
@@ -286,6 +312,65 @@ class _Solution(NamedTuple):
     is_inverse: bool
     ones: NDArray[np.float64]
     duals: NDArray[np.float64]
+
+
+class Study:
+    """What a ridge says of its own photos where it has not learnt them, without fitting it anew.
+
+    Photos go by their places in it, from 0.
+
+    Parameters
+    ----------
+    kernel : ndarray of shape (N, N), float32
+        Products of the photos.
+    labels : ndarray of shape (N,), intp
+        Class of each.
+    rows : ndarray of shape (N,), intp
+        Row of each in the features that were given.
+    solution, chosen
+        What was fitted on them.
+    """
+
+    def __init__(
+        self,
+        kernel: NDArray[np.float32],
+        labels: NDArray[np.intp],
+        rows: NDArray[np.intp],
+        solution: _Solution,
+        chosen: _Chosen,
+    ) -> None:
+        self.labels, self.n_classes, self.rows = labels, solution.duals.shape[1], rows
+        self._kernel, self._solution, self._chosen = kernel, solution, chosen
+
+    def hold_out(self, places: NDArray[np.intp]) -> NDArray[np.float64]:
+        """Logits (K, C) of photos by a head that learnt all others.
+
+        References
+        ----------
+        Rifkin and Lippert, Notes on regularized least squares, MIT-CSAIL-TR-2007-025.
+        """
+        triangle, ones = self._invert(), self._solution.ones[places]
+        columns = triangle[:, places]
+        block = columns.T @ columns - np.outer(ones / self._solution.ones.sum(), ones)
+        missed = np.linalg.solve(block, self._solution.duals[places + 1])
+        return (one_hot(self.labels[places], self.n_classes) - missed) / self._chosen.temperature
+
+    def learn_some(self, learnt: NDArray[np.intp], asked: NDArray[np.intp]) -> NDArray[np.float64]:
+        """Logits (K, C) of photos by a head that learnt only some others."""
+        factor = self._kernel[np.ix_(learnt, learnt)].astype(np.float64)
+        factor.flat[:: len(factor) + 1] += self._chosen.penalty
+        factor_symmetric(factor)
+        targets = np.hstack([one_hot(self.labels[learnt], self.n_classes), np.ones((len(learnt), 1))])
+        duals = _border(factor, False, solve_factor(factor, targets)).duals
+        scores = self._kernel[np.ix_(asked, learnt)] @ duals[1:] + duals[0]
+        return np.asarray(scores / self._chosen.temperature)
+
+    def _invert(self) -> NDArray[np.float64]:
+        if not self._solution.is_inverse:
+            triangle = self._solution.triangle.copy()
+            invert_factor(triangle)
+            self._solution = self._solution._replace(triangle=triangle, is_inverse=True)
+        return self._solution.triangle
 
 
 class _Problem:
