@@ -18,7 +18,7 @@ import unicodedata
 from collections import Counter
 from dataclasses import dataclass, field
 from importlib import resources
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from pomona.findings import Audit
     from pomona.head import Fit
 
+
+Language = Literal["en", "zh"]
 
 N_CARDS = 24
 """Mistakes that are shown with their photos."""

@@ -14,7 +14,7 @@ import json
 import platform
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,7 @@ from pomona.photo import decode_photo, read_unchanged
 from pomona.report import N_CARDS, ClassCount, MistakeCard, ReportData, draw_confusion, write_report
 from pomona.run_log import RESULTS_NAME
 from pomona.source import hide_folder
+from pomona.trust import Trust
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -46,7 +47,9 @@ if TYPE_CHECKING:
     from pomona.findings import Audit
     from pomona.head import Fit, Head
     from pomona.lr_range import RangeResult
+    from pomona.report import Language
     from pomona.run_log import Row
+    from pomona.trust import Baseline, Evidence, Kept
 
 SETTINGS_NAME = "args.yaml"
 CHANGES_NAME = "changes.csv"
@@ -115,6 +118,16 @@ class Run:
         Where its learning rate was looked for.
     tuning_folder : Path, optional
         Where it was logged and its checkpoints are.
+    trust : Trust
+        What makes answers trustworthy; it goes into the bundle.
+    evidence : Evidence, optional
+        What it rests on; none where no photo could be held out.
+    kept : Kept, optional
+        How its promises fare on the photos that the numbers are measured on.
+    baselines : tuple of Baseline
+        What simple ways have right on these photos.
+    language : {"en", "zh"}
+        Of the report.
     """
 
     title: str
@@ -132,6 +145,11 @@ class Run:
     curve: tuple[Row, ...] = ()
     range_result: RangeResult | None = None
     tuning_folder: Path | None = None
+    trust: Trust = field(default_factory=Trust)
+    evidence: Evidence | None = None
+    kept: Kept | None = None
+    baselines: tuple[Baseline, ...] = ()
+    language: Language = "en"
 
 
 def write_run(folder: Path, run: Run, stages: Sequence[Stage]) -> Bundle:

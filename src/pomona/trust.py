@@ -9,7 +9,7 @@ on other photos afterwards can see whether it held.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -152,6 +152,22 @@ class Kept:
     def to_dict(self) -> dict[str, Any]:
         """The same as plain values for JSON."""
         return {name: _describe(value) for name, value in vars(self).items()}
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What a simple way of answering has right on the same photos.
+
+    Parameters
+    ----------
+    name : {"most frequent", "nearest"}
+        The class learnt from most photos for every photo; the class of the photo learnt from whose features are nearest.
+    accuracy : Metric
+        Share right.
+    """
+
+    name: Literal["most frequent", "nearest"]
+    accuracy: Metric
 
 
 @dataclass(frozen=True)
