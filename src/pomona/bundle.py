@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from pomona.backbone import Preprocessing
 from pomona.dataset import ClassTree, Skipped, load_dataset
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from pomona.embedding import Embedding
     from pomona.head import Head
 
-BUNDLE_FORMAT = 3
+BUNDLE_FORMAT = 4
 """Format number that this version writes; it reads this one and all before it."""
 
 MODEL_NAME = "model.onnx"
@@ -60,11 +60,20 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class ClassEntry(_Strict):
-    """One class: what is answered, and where it stands in the class tree."""
+class ClassEntryV3(_Strict):
+    """One class: what is answered, and where it stands in the class tree; before classes had names for people."""
 
     name: str
     path: tuple[str, ...]
+
+
+class ClassEntry(ClassEntryV3):
+    """One class: what is answered, where it stands in the class tree, what people call it, and its code at a till."""
+
+    name_en: str | None = Field(default=None, min_length=1)
+    name_zh: str | None = Field(default=None, min_length=1)
+    plu: str | None = Field(default=None, pattern="^[0-9]{4,5}$")
+    extra: dict[str, str] = {}
 
 
 class PreprocessingEntryV1(_Strict):
@@ -161,7 +170,7 @@ class _Sealed(_Strict):
     format: int
     pomona_version: str
     created: str
-    classes: tuple[ClassEntry, ...]
+    classes: tuple[ClassEntryV3, ...]
     provenance: dict[str, str | int | float | bool | None]
     files: dict[str, str]
     checksum: str = ""
@@ -170,6 +179,11 @@ class _Sealed(_Strict):
         """sha256 of the other fields as JSON with sorted keys."""
         content = self.model_dump(mode="json", exclude={"checksum"})
         return hash_bytes(json.dumps(content, sort_keys=True, ensure_ascii=False).encode("utf-8"))
+
+    def upgrade_shared(self) -> dict[str, Any]:
+        """What manifests of every format hold, in the newest format."""
+        fields = {name: getattr(self, name) for name in _Sealed.model_fields}
+        return fields | {"classes": tuple(ClassEntry(**one.model_dump()) for one in self.classes)}
 
 
 class ManifestV1(_Sealed):
@@ -181,10 +195,8 @@ class ManifestV1(_Sealed):
     def upgrade(self) -> Manifest:
         """The same in the newest format."""
         embedding = EmbeddingEntryV2(pooling="average", mirrored=False, precision="f32", backbones=(self.backbone,))
-        fields = {name: getattr(self, name) for name in _Sealed.model_fields}
-        return Manifest(
-            **fields, preprocessing=PreprocessingEntry(**self.preprocessing.model_dump()), embedding=embedding.upgrade()
-        )
+        preprocessing = PreprocessingEntry(**self.preprocessing.model_dump())
+        return Manifest(**self.upgrade_shared(), preprocessing=preprocessing, embedding=embedding.upgrade())
 
 
 class ManifestV2(_Sealed):
@@ -195,14 +207,25 @@ class ManifestV2(_Sealed):
 
     def upgrade(self) -> Manifest:
         """The same in the newest format."""
-        fields = {name: getattr(self, name) for name in _Sealed.model_fields}
         preprocessing = PreprocessingEntry(**self.preprocessing.model_dump())
-        return Manifest(**fields, preprocessing=preprocessing, embedding=self.embedding.upgrade())
+        return Manifest(**self.upgrade_shared(), preprocessing=preprocessing, embedding=self.embedding.upgrade())
+
+
+class ManifestV3(_Sealed):
+    """Content of `pomona.json` in format 3: classes had no names for people."""
+
+    preprocessing: PreprocessingEntry
+    embedding: EmbeddingEntry
+
+    def upgrade(self) -> Manifest:
+        """The same in the newest format."""
+        return Manifest(**self.upgrade_shared(), preprocessing=self.preprocessing, embedding=self.embedding)
 
 
 class Manifest(_Sealed):
     """Content of `pomona.json`."""
 
+    classes: tuple[ClassEntry, ...]
     preprocessing: PreprocessingEntry
     embedding: EmbeddingEntry
 
@@ -211,7 +234,7 @@ class Manifest(_Sealed):
         return self.model_copy(update={"checksum": self.compute_checksum()})
 
 
-_MANIFESTS: dict[int, type[ManifestV1 | ManifestV2]] = {1: ManifestV1, 2: ManifestV2}
+_MANIFESTS: dict[int, type[ManifestV1 | ManifestV2 | ManifestV3]] = {1: ManifestV1, 2: ManifestV2, 3: ManifestV3}
 
 
 @dataclass(frozen=True)
@@ -663,7 +686,7 @@ def parse_manifest(folder: Path) -> Manifest:
             f"this one reads up to {BUNDLE_FORMAT}: upgrade Pomona"
         )
     try:
-        manifest: ManifestV1 | ManifestV2 | Manifest = _MANIFESTS.get(number, Manifest).model_validate(content)
+        manifest: ManifestV1 | ManifestV2 | ManifestV3 | Manifest = _MANIFESTS.get(number, Manifest).model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
