@@ -686,7 +686,8 @@ def parse_manifest(folder: Path) -> Manifest:
             f"this one reads up to {BUNDLE_FORMAT}: upgrade Pomona"
         )
     try:
-        manifest: ManifestV1 | ManifestV2 | ManifestV3 | Manifest = _MANIFESTS.get(number, Manifest).model_validate(content)
+        kind = _MANIFESTS.get(number, Manifest)
+        manifest: ManifestV1 | ManifestV2 | ManifestV3 | Manifest = kind.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
