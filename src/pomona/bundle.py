@@ -20,6 +20,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from pomona.backbone import Preprocessing
+from pomona.class_names import ClassName
 from pomona.dataset import ClassTree, Skipped, load_dataset
 from pomona.embedding import load_network
 from pomona.engine import Engine
@@ -247,10 +248,15 @@ class Answer:
         Class name.
     score : float
         Probability, 0-1.
+    name_en, name_zh, plu : str, optional
+        What people call the class, and its code at a till.
     """
 
     label: str
     score: float
+    name_en: str | None = None
+    name_zh: str | None = None
+    plu: str | None = None
 
 
 @dataclass(frozen=True)
@@ -269,6 +275,8 @@ class Prediction:
         Most probable classes, best first.
     error : str or None
         Why the photo could not be used.
+    name_en, name_zh, plu : str, optional
+        What people call the most probable class, and its code at a till.
     """
 
     file: str
@@ -276,6 +284,9 @@ class Prediction:
     score: float | None = None
     top: tuple[Answer, ...] = ()
     error: str | None = None
+    name_en: str | None = None
+    name_zh: str | None = None
+    plu: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The prediction as plain values for JSON."""
@@ -305,6 +316,11 @@ class Bundle:
         """The classes it can answer."""
         entries = self.manifest.classes
         return ClassTree(tuple(entry.name for entry in entries), tuple(entry.path for entry in entries))
+
+    @cached_property
+    def names(self) -> tuple[ClassName, ...]:
+        """What people call each class, in the order of the tree."""
+        return tuple(ClassName(one.name_en, one.name_zh, one.plu, one.extra) for one in self.manifest.classes)
 
     @cached_property
     def preprocessing(self) -> Preprocessing:
@@ -375,8 +391,14 @@ class Bundle:
             return Prediction(file, error=_say_fault(file, outcome))
         probabilities = outcome["probabilities"]
         best = np.argsort(-probabilities, kind="stable")[: max(1, n_top)]
-        top = tuple(Answer(self.tree.names[c], float(probabilities[c])) for c in best)
-        return Prediction(file, top[0].label, top[0].score, top[:n_top])
+        top = tuple(self._to_answer(int(c), float(probabilities[c])) for c in best)
+        first = top[0]
+        names = {"name_en": first.name_en, "name_zh": first.name_zh, "plu": first.plu}
+        return Prediction(file, first.label, first.score, top[:n_top], **names)
+
+    def _to_answer(self, number: int, score: float) -> Answer:
+        name = self.names[number]
+        return Answer(self.tree.names[number], score, name.name_en, name.name_zh, name.plu)
 
 
 def _say_fault(file: str, error: PhotoError) -> str:
@@ -504,6 +526,7 @@ def write_bundle(
     created: str,
     provenance: Mapping[str, str | int | float | bool | None],
     learnt_from: Iterable[str] | None = None,
+    names: Sequence[ClassName] | None = None,
 ) -> Bundle:
     """Write what a prediction needs into a folder: the graph, the head on its own, and last the manifest.
 
@@ -519,6 +542,8 @@ def write_bundle(
         Where it comes from: dataset fingerprint, counts, seed, settings.
     learnt_from : iterable of str, optional
         Hashes of the photos that the head was fitted on.
+    names : sequence of ClassName, length C, optional
+        What people call the classes, in the order of the tree.
 
     Returns
     -------
@@ -540,7 +565,7 @@ def write_bundle(
         format=BUNDLE_FORMAT,
         pomona_version=__version__,
         created=created,
-        classes=list_classes(tree),
+        classes=list_classes(tree, names),
         preprocessing=PreprocessingEntry(**asdict(embedding.preprocessing)),
         embedding=EmbeddingEntry(
             pooling=embedding.pooling,
@@ -565,9 +590,13 @@ def write_bundle(
     return Bundle(folder, manifest)
 
 
-def list_classes(tree: ClassTree) -> tuple[ClassEntry, ...]:
-    """Classes as the manifest holds them."""
-    return tuple(ClassEntry(name=name, path=path) for name, path in zip(tree.names, tree.paths, strict=True))
+def list_classes(tree: ClassTree, names: Sequence[ClassName] | None = None) -> tuple[ClassEntry, ...]:
+    """Classes as the manifest holds them, with what people call them where that is known."""
+    called = names or [ClassName()] * len(tree)
+    return tuple(
+        ClassEntry(name=label, path=path, **asdict(name))
+        for label, path, name in zip(tree.names, tree.paths, called, strict=True)
+    )
 
 
 def list_learnt(hashes: Iterable[str]) -> bytes:

@@ -16,6 +16,7 @@ import shutil
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,11 +36,11 @@ from pomona.source import hide_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
     from pomona.bundle import Bundle
+    from pomona.class_names import ClassName
     from pomona.dataset import Dataset, Photo
     from pomona.embedding import Embedding
     from pomona.evaluation import Evaluation
@@ -115,6 +116,8 @@ class Run:
         Where its learning rate was looked for.
     tuning_folder : Path, optional
         Where it was logged and its checkpoints are.
+    names : tuple of ClassName
+        What people call the classes.
     """
 
     title: str
@@ -132,6 +135,7 @@ class Run:
     curve: tuple[Row, ...] = ()
     range_result: RangeResult | None = None
     tuning_folder: Path | None = None
+    names: tuple[ClassName, ...] = ()
 
 
 def write_run(folder: Path, run: Run, stages: Sequence[Stage]) -> Bundle:
@@ -168,6 +172,7 @@ def write_run(folder: Path, run: Run, stages: Sequence[Stage]) -> Bundle:
         created=now,
         provenance=_list_provenance(run),
         learnt_from={photo.sha256 for photo in run.dataset.part("train").photos if photo.label >= 0},
+        names=run.names,
     )
     _repeat_predictions(bundle, run)
     write_atomic(folder / "metrics.json", _to_json(run.evaluation.to_dict(confusion=True)))
@@ -235,6 +240,8 @@ def _list_provenance(run: Run) -> dict[str, str | int | float | bool | None]:
     options = {f"option_{name}": value for name, value in run.settings.items() if name not in {"data", "output"}}
     if isinstance(backbone := run.settings.get("backbone"), str):
         options["option_backbone"] = hide_folder(backbone)
+    if isinstance(names := run.settings.get("names"), str):
+        options["option_names"] = Path(names).name
     return {
         "dataset_fingerprint": run.dataset.fingerprint,
         "n_train": len(run.dataset.part("train").photos),
