@@ -330,7 +330,7 @@ def test_damaged_or_newer_bundle_is_refused(tmp_path: Path) -> None:
     whole = manifest.read_bytes()
     for content, message in {
         whole.replace(b"Banana", b"Papaya"): "its checksum does not match",
-        whole.replace(b'"format": 1', b'"format": 4'): "written by a newer Pomona; this one reads up to 3: upgrade",
+        whole.replace(b'"format": 1', b'"format": 5'): "written by a newer Pomona; this one reads up to 4: upgrade",
         b"": "pomona.json is damaged: wanted JSON",
     }.items():
         manifest.write_bytes(content)
