@@ -29,6 +29,7 @@ from pomona.bundle import (
     Manifest,
     ManifestV1,
     ManifestV2,
+    ManifestV3,
     evaluate_bundle,
     load_bundle,
     load_labelled,
@@ -218,12 +219,20 @@ FIELDS: dict[int, dict[str, str]] = {
         "backbones": "name tag weights_sha256 licence pooled tuned",
         "files": "head.safetensors model.onnx",
     },
+    4: {
+        "": "format pomona_version created classes preprocessing embedding provenance files checksum",
+        "classes": "name path name_en name_zh plu extra",
+        "preprocessing": "size_px fit resample offset scale decode_px crop_share enhance",
+        "embedding": "pooling mirrored precision backbones",
+        "backbones": "name tag weights_sha256 licence pooled tuned",
+        "files": "head.safetensors model.onnx",
+    },
 }
 
 
 def test_formats_have_these_fields_for_ever(golden: Bundle, trained: TrainResult) -> None:
     assert max(FIELDS) == BUNDLE_FORMAT
-    folders = {golden.folder: 1, GOLDEN / "bundle-v2": 2, GOLDEN / "bundle-v3": 3, trained.bundle.folder: 3}
+    folders = {golden.folder: 1, GOLDEN / "bundle-v2": 2, GOLDEN / "bundle-v3": 3, trained.bundle.folder: 4}
     for folder, number in folders.items():
         content = _read(folder)
         assert content["format"] == number
@@ -236,7 +245,7 @@ def test_formats_have_these_fields_for_ever(golden: Bundle, trained: TrainResult
         assert {part: set(found[part]) for part in fields} == {
             part: set(names.split()) for part, names in fields.items()
         }
-    for number, kind in ((1, ManifestV1), (2, ManifestV2), (3, Manifest)):
+    for number, kind in ((1, ManifestV1), (2, ManifestV2), (3, ManifestV3), (4, Manifest)):
         schema = kind.model_json_schema()
         assert set(schema["properties"]) == set(FIELDS[number][""].split())
         assert all(part["additionalProperties"] is False for part in (schema, *schema["$defs"].values()))
@@ -404,7 +413,7 @@ def test_garbage_for_a_manifest_is_refused(copy: Path, garbage: bytes) -> None:
 def test_newer_format_is_refused_by_its_number(copy: Path) -> None:
     # A newer manifest may hold anything else: the number is read first.
     _write(copy, {"format": BUNDLE_FORMAT + 1, "something": "new"})
-    with pytest.raises(BundleFormatError, match=r"format 4 was written by a newer Pomona.*upgrade"):
+    with pytest.raises(BundleFormatError, match=r"format 5 was written by a newer Pomona.*upgrade"):
         load_bundle(copy)
 
 
@@ -467,6 +476,15 @@ def test_a_format_1_manifest_with_fields_of_format_2_is_refused(tmp_path: Path) 
     content["preprocessing"]["decode_px"] = 64
     _write(copy, _seal(content))
     with pytest.raises(BundleDamagedError, match=r"preprocessing\.decode_px: "):
+        load_bundle(copy)
+
+
+@pytest.mark.parametrize("key", ["name_en", "name_zh", "plu", "extra"])
+def test_an_older_manifest_with_names_of_classes_is_refused(copy: Path, key: str) -> None:
+    content = _read(copy)
+    content["classes"][1][key] = {} if key == "extra" else "4017"
+    _write(copy, _seal(content))
+    with pytest.raises(BundleDamagedError, match=rf"classes\.1\.{key}: "):
         load_bundle(copy)
 
 

@@ -330,7 +330,7 @@ def test_damaged_or_newer_bundle_is_refused(tmp_path: Path) -> None:
     whole = manifest.read_bytes()
     for content, message in {
         whole.replace(b"Banana", b"Papaya"): "its checksum does not match",
-        whole.replace(b'"format": 1', b'"format": 4'): "written by a newer Pomona; this one reads up to 3: upgrade",
+        whole.replace(b'"format": 1', b'"format": 5'): "written by a newer Pomona; this one reads up to 4: upgrade",
         b"": "pomona.json is damaged: wanted JSON",
     }.items():
         manifest.write_bytes(content)
@@ -403,8 +403,8 @@ def test_paths_from_stdin_may_hold_anything_but_a_newline(tmp_path: Path) -> Non
 def test_json_has_these_keys_and_errors_in_place(tmp_path: Path) -> None:
     stdout, stderr = _run("predict", BUNDLE, RED, tmp_path / "no 🍎.jpg", GREEN, "--json")
     red, missing, green = json.loads(stdout)
-    assert list(red) == ["file", "label", "score", "top", "error"]
-    assert [list(one) for one in red["top"]] == [["label", "score"]] * 3
+    assert list(red) == ["file", "label", "score", "top", "error", "name_en", "name_zh", "plu"]
+    assert [list(one) for one in red["top"]] == [["label", "score", "name_en", "name_zh", "plu"]] * 3
     assert (red["label"], green["label"], green["error"]) == ("红苹果", "Granny Smith", None)
     assert {name: missing[name] for name in ("label", "score", "top")} == {"label": None, "score": None, "top": []}
     assert missing["error"].startswith("wanted a photo file, it cannot be opened")

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from pomona.backbone import Preprocessing
+from pomona.class_names import ClassName
 from pomona.dataset import ClassTree, Skipped, load_dataset
 from pomona.embedding import load_network
 from pomona.engine import Engine
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
     from pomona.embedding import Embedding
     from pomona.head import Head
 
-BUNDLE_FORMAT = 3
+BUNDLE_FORMAT = 4
 """Format number that this version writes; it reads this one and all before it."""
 
 MODEL_NAME = "model.onnx"
@@ -60,11 +61,20 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class ClassEntry(_Strict):
-    """One class: what is answered, and where it stands in the class tree."""
+class ClassEntryV3(_Strict):
+    """One class: what is answered, and where it stands in the class tree; before classes had names for people."""
 
     name: str
     path: tuple[str, ...]
+
+
+class ClassEntry(ClassEntryV3):
+    """One class: what is answered, where it stands in the class tree, what people call it, and its code at a till."""
+
+    name_en: str | None = Field(default=None, min_length=1)
+    name_zh: str | None = Field(default=None, min_length=1)
+    plu: str | None = Field(default=None, pattern="^[0-9]{4,5}$")
+    extra: dict[str, str] = {}
 
 
 class PreprocessingEntryV1(_Strict):
@@ -161,7 +171,7 @@ class _Sealed(_Strict):
     format: int
     pomona_version: str
     created: str
-    classes: tuple[ClassEntry, ...]
+    classes: tuple[ClassEntryV3, ...]
     provenance: dict[str, str | int | float | bool | None]
     files: dict[str, str]
     checksum: str = ""
@@ -170,6 +180,11 @@ class _Sealed(_Strict):
         """sha256 of the other fields as JSON with sorted keys."""
         content = self.model_dump(mode="json", exclude={"checksum"})
         return hash_bytes(json.dumps(content, sort_keys=True, ensure_ascii=False).encode("utf-8"))
+
+    def upgrade_shared(self) -> dict[str, Any]:
+        """What manifests of every format hold, in the newest format."""
+        fields = {name: getattr(self, name) for name in _Sealed.model_fields}
+        return fields | {"classes": tuple(ClassEntry(**one.model_dump()) for one in self.classes)}
 
 
 class ManifestV1(_Sealed):
@@ -181,10 +196,8 @@ class ManifestV1(_Sealed):
     def upgrade(self) -> Manifest:
         """The same in the newest format."""
         embedding = EmbeddingEntryV2(pooling="average", mirrored=False, precision="f32", backbones=(self.backbone,))
-        fields = {name: getattr(self, name) for name in _Sealed.model_fields}
-        return Manifest(
-            **fields, preprocessing=PreprocessingEntry(**self.preprocessing.model_dump()), embedding=embedding.upgrade()
-        )
+        preprocessing = PreprocessingEntry(**self.preprocessing.model_dump())
+        return Manifest(**self.upgrade_shared(), preprocessing=preprocessing, embedding=embedding.upgrade())
 
 
 class ManifestV2(_Sealed):
@@ -195,14 +208,25 @@ class ManifestV2(_Sealed):
 
     def upgrade(self) -> Manifest:
         """The same in the newest format."""
-        fields = {name: getattr(self, name) for name in _Sealed.model_fields}
         preprocessing = PreprocessingEntry(**self.preprocessing.model_dump())
-        return Manifest(**fields, preprocessing=preprocessing, embedding=self.embedding.upgrade())
+        return Manifest(**self.upgrade_shared(), preprocessing=preprocessing, embedding=self.embedding.upgrade())
+
+
+class ManifestV3(_Sealed):
+    """Content of `pomona.json` in format 3: classes had no names for people."""
+
+    preprocessing: PreprocessingEntry
+    embedding: EmbeddingEntry
+
+    def upgrade(self) -> Manifest:
+        """The same in the newest format."""
+        return Manifest(**self.upgrade_shared(), preprocessing=self.preprocessing, embedding=self.embedding)
 
 
 class Manifest(_Sealed):
     """Content of `pomona.json`."""
 
+    classes: tuple[ClassEntry, ...]
     preprocessing: PreprocessingEntry
     embedding: EmbeddingEntry
 
@@ -211,7 +235,7 @@ class Manifest(_Sealed):
         return self.model_copy(update={"checksum": self.compute_checksum()})
 
 
-_MANIFESTS: dict[int, type[ManifestV1 | ManifestV2]] = {1: ManifestV1, 2: ManifestV2}
+_MANIFESTS: dict[int, type[ManifestV1 | ManifestV2 | ManifestV3]] = {1: ManifestV1, 2: ManifestV2, 3: ManifestV3}
 
 
 @dataclass(frozen=True)
@@ -224,10 +248,15 @@ class Answer:
         Class name.
     score : float
         Probability, 0-1.
+    name_en, name_zh, plu : str, optional
+        What people call the class, and its code at a till.
     """
 
     label: str
     score: float
+    name_en: str | None = None
+    name_zh: str | None = None
+    plu: str | None = None
 
 
 @dataclass(frozen=True)
@@ -246,6 +275,8 @@ class Prediction:
         Most probable classes, best first.
     error : str or None
         Why the photo could not be used.
+    name_en, name_zh, plu : str, optional
+        What people call the most probable class, and its code at a till.
     """
 
     file: str
@@ -253,6 +284,9 @@ class Prediction:
     score: float | None = None
     top: tuple[Answer, ...] = ()
     error: str | None = None
+    name_en: str | None = None
+    name_zh: str | None = None
+    plu: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The prediction as plain values for JSON."""
@@ -282,6 +316,11 @@ class Bundle:
         """The classes it can answer."""
         entries = self.manifest.classes
         return ClassTree(tuple(entry.name for entry in entries), tuple(entry.path for entry in entries))
+
+    @cached_property
+    def names(self) -> tuple[ClassName, ...]:
+        """What people call each class, in the order of the tree."""
+        return tuple(ClassName(one.name_en, one.name_zh, one.plu, one.extra) for one in self.manifest.classes)
 
     @cached_property
     def preprocessing(self) -> Preprocessing:
@@ -352,8 +391,14 @@ class Bundle:
             return Prediction(file, error=_say_fault(file, outcome))
         probabilities = outcome["probabilities"]
         best = np.argsort(-probabilities, kind="stable")[: max(1, n_top)]
-        top = tuple(Answer(self.tree.names[c], float(probabilities[c])) for c in best)
-        return Prediction(file, top[0].label, top[0].score, top[:n_top])
+        top = tuple(self._to_answer(int(c), float(probabilities[c])) for c in best)
+        first = top[0]
+        names = {"name_en": first.name_en, "name_zh": first.name_zh, "plu": first.plu}
+        return Prediction(file, first.label, first.score, top[:n_top], **names)
+
+    def _to_answer(self, number: int, score: float) -> Answer:
+        name = self.names[number]
+        return Answer(self.tree.names[number], score, name.name_en, name.name_zh, name.plu)
 
 
 def _say_fault(file: str, error: PhotoError) -> str:
@@ -481,6 +526,7 @@ def write_bundle(
     created: str,
     provenance: Mapping[str, str | int | float | bool | None],
     learnt_from: Iterable[str] | None = None,
+    names: Sequence[ClassName] | None = None,
 ) -> Bundle:
     """Write what a prediction needs into a folder: the graph, the head on its own, and last the manifest.
 
@@ -496,6 +542,8 @@ def write_bundle(
         Where it comes from: dataset fingerprint, counts, seed, settings.
     learnt_from : iterable of str, optional
         Hashes of the photos that the head was fitted on.
+    names : sequence of ClassName, length C, optional
+        What people call the classes, in the order of the tree.
 
     Returns
     -------
@@ -517,7 +565,7 @@ def write_bundle(
         format=BUNDLE_FORMAT,
         pomona_version=__version__,
         created=created,
-        classes=list_classes(tree),
+        classes=list_classes(tree, names),
         preprocessing=PreprocessingEntry(**asdict(embedding.preprocessing)),
         embedding=EmbeddingEntry(
             pooling=embedding.pooling,
@@ -542,9 +590,13 @@ def write_bundle(
     return Bundle(folder, manifest)
 
 
-def list_classes(tree: ClassTree) -> tuple[ClassEntry, ...]:
-    """Classes as the manifest holds them."""
-    return tuple(ClassEntry(name=name, path=path) for name, path in zip(tree.names, tree.paths, strict=True))
+def list_classes(tree: ClassTree, names: Sequence[ClassName] | None = None) -> tuple[ClassEntry, ...]:
+    """Classes as the manifest holds them, with what people call them where that is known."""
+    called = names or [ClassName()] * len(tree)
+    return tuple(
+        ClassEntry(name=label, path=path, **asdict(name))
+        for label, path, name in zip(tree.names, tree.paths, called, strict=True)
+    )
 
 
 def list_learnt(hashes: Iterable[str]) -> bytes:
@@ -663,7 +715,8 @@ def parse_manifest(folder: Path) -> Manifest:
             f"this one reads up to {BUNDLE_FORMAT}: upgrade Pomona"
         )
     try:
-        manifest: ManifestV1 | ManifestV2 | Manifest = _MANIFESTS.get(number, Manifest).model_validate(content)
+        kind = _MANIFESTS.get(number, Manifest)
+        manifest: ManifestV1 | ManifestV2 | ManifestV3 | Manifest = kind.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from pomona.bundle import Prediction
+    from pomona.bundle import Answer, Prediction
+    from pomona.class_names import ClassName
     from pomona.clock import Progress
     from pomona.effort import Forecast
     from pomona.enhancement_effect import Effects
@@ -72,6 +73,9 @@ _OPTIONS: dict[str, tuple[str, str, tuple[str, ...]]] = {
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Workers = Annotated[
     int | None, typer.Option(min=1, help="Threads for decoding and the network; by default every core.")
+]
+NameLanguage = Annotated[
+    Literal["en", "zh"] | None, typer.Option(help="Show names for people instead of those of the classes.")
 ]
 
 
@@ -350,6 +354,7 @@ def predict(
     ],
     *,
     topk: Annotated[int, typer.Option(min=1, help="How many of the most probable classes to name.")] = 5,
+    language: NameLanguage = None,
     workers: Workers = None,
     as_json: Json = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print the result as CSV.")] = False,
@@ -384,7 +389,7 @@ def predict(
     if as_json:
         _print_json([answer.to_dict() for answer in answers])
     elif not as_csv:
-        _console(sys.stdout).print(_tabulate_predictions(answers))
+        _console(sys.stdout).print(_tabulate_predictions(answers, language=language))
     if interrupt:
         raise interrupt
     if not any(answer.label for answer in answers):
@@ -421,6 +426,68 @@ def remove_class(
     with _show_progress() as on_progress:
         result = remove_from_run(run, name, on_progress=on_progress)
     _print_teaching(result, as_json=as_json)
+
+
+def names(
+    run: Annotated[Path | None, typer.Argument(help="Run folder that `pomona train` wrote; none with --list.")] = None,
+    *,
+    table: Annotated[
+        Path | None, typer.Option("--set", help="Table to take names from: class,name_en,name_zh,plu.")
+    ] = None,
+    write: Annotated[Path | None, typer.Option(help="Table to write, to be filled in; there is none yet.")] = None,
+    list_common: Annotated[bool, typer.Option("--list", help="Print the list of common produce instead.")] = False,
+    language: NameLanguage = None,
+    as_json: Json = False,
+) -> None:
+    """Show what people call a recogniser's classes, with their codes at a till, or replace that from a table."""
+    from pomona.bundle import load_bundle
+    from pomona.class_names import list_common_names, write_class_names
+    from pomona.naming import list_names, set_names
+
+    if list_common:
+        if run or table or write:
+            raise OptionError("wanted --list alone, got a run folder or another option beside it")
+        common = list_common_names()
+        labels, called = [row.label for row in common], [row.name for row in common]
+        content = [
+            {"class": row.label, "name_en": name.name_en, "name_zh": name.name_zh, "plu": name.plu}
+            | {"aliases": list(row.aliases)}
+            for row, name in zip(common, called, strict=True)
+        ]
+    elif run is None:
+        raise OptionError("wanted a run folder, or --list, got neither")
+    else:
+        if write and os.path.lexists(write):
+            raise OptionError(f"write: wanted a place for a new table, something stands at {write}")
+        if table:
+            result = set_names(run, table)
+            bundle = result.bundle
+            for note in result.notes:
+                _warn(note)
+        else:
+            bundle = load_bundle(run)
+        if write:
+            write_class_names(write, bundle.tree, bundle.names)
+        labels, called, content = list(bundle.tree.names), list(bundle.names), list_names(bundle.tree, bundle.names)
+    if as_json:
+        _print_json(content)
+        return
+    out = _console(sys.stdout)
+    out.print(_tabulate_names(labels, called, language))
+    if write:
+        _print_places(out, {"Table": write})
+
+
+def _tabulate_names(labels: Sequence[str], called: Sequence[ClassName], language: str | None) -> Table:
+    from rich.markup import escape
+
+    columns = {"en": "English", "zh": "Chinese"}
+    shown = [language] if language else list(columns)
+    table = _table("Class", *(columns[one] for one in shown), "PLU")
+    for label, name in zip(labels, called, strict=True):
+        cells = (label, *(getattr(name, f"name_{one}") or "" for one in shown), name.plu or "")
+        table.add_row(*map(escape, cells))
+    return table
 
 
 def augment(
@@ -643,6 +710,7 @@ _COMMANDS = (
     predict,
     add_class,
     remove_class,
+    names,
     augment,
     enhance,
     embed,
@@ -872,7 +940,14 @@ def _print_evaluation(out: Console, evaluation: Evaluation, evaluated_on: str) -
     out.print(table)
 
 
-def _tabulate_predictions(answers: Sequence[Prediction], *, shows: Sequence[str] = ()) -> Table:
+def _show_name(answer: Answer | Prediction, language: str | None) -> str:
+    """Name of a class in a language; that of the class itself where there is none."""
+    return (language and getattr(answer, f"name_{language}")) or answer.label or ""
+
+
+def _tabulate_predictions(
+    answers: Sequence[Prediction], *, shows: Sequence[str] = (), language: str | None = None
+) -> Table:
     from rich.markup import escape
 
     folder, names = _split_common_folder([answer.file for answer in answers])
@@ -884,8 +959,9 @@ def _tabulate_predictions(answers: Sequence[Prediction], *, shows: Sequence[str]
         if answer.error is not None:
             table.add_row(*lead, f"[red]error[/]: {escape(answer.error)}", "", "")
             continue
-        rest = ", ".join(f"{escape(one.label)} {one.score:.1%}" for one in answer.top[1:3])
-        table.add_row(*lead, f"[bold]{escape(answer.label or '')}[/]", f"{answer.score:.1%}", f"[dim]{rest}[/]")
+        rest = ", ".join(f"{escape(_show_name(one, language))} {one.score:.1%}" for one in answer.top[1:3])
+        best = escape(_show_name(answer, language))
+        table.add_row(*lead, f"[bold]{best}[/]", f"{answer.score:.1%}", f"[dim]{rest}[/]")
     return table
 
 
@@ -924,7 +1000,8 @@ def _begin_csv() -> Callable[[Prediction], None]:
 
     def write_row(answer: Prediction) -> None:
         score = "" if answer.score is None else f"{answer.score:.6f}"
-        write((answer.file, answer.label or "", score, answer.error or ""))
+        called = (answer.name_en or "", answer.name_zh or "", answer.plu or "")
+        write((answer.file, answer.label or "", score, answer.error or "", *called))
 
-    write(("file", "label", "score", "error"))
+    write(("file", "label", "score", "error", "name_en", "name_zh", "plu"))
     return write_row

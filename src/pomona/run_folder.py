@@ -16,6 +16,7 @@ import shutil
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,11 +37,11 @@ from pomona.trust import Trust
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
     from pomona.bundle import Bundle
+    from pomona.class_names import ClassName
     from pomona.dataset import Dataset, Photo
     from pomona.embedding import Embedding
     from pomona.evaluation import Evaluation
@@ -128,6 +129,8 @@ class Run:
         What simple ways have right on these photos.
     language : {"en", "zh"}
         Of the report.
+    names : tuple of ClassName
+        What people call the classes.
     """
 
     title: str
@@ -150,6 +153,7 @@ class Run:
     kept: Kept | None = None
     baselines: tuple[Baseline, ...] = ()
     language: Language = "en"
+    names: tuple[ClassName, ...] = ()
 
 
 def write_run(folder: Path, run: Run, stages: Sequence[Stage]) -> Bundle:
@@ -186,6 +190,7 @@ def write_run(folder: Path, run: Run, stages: Sequence[Stage]) -> Bundle:
         created=now,
         provenance=_list_provenance(run),
         learnt_from={photo.sha256 for photo in run.dataset.part("train").photos if photo.label >= 0},
+        names=run.names,
     )
     _repeat_predictions(bundle, run)
     write_atomic(folder / "metrics.json", _to_json(run.evaluation.to_dict(confusion=True)))
@@ -253,6 +258,8 @@ def _list_provenance(run: Run) -> dict[str, str | int | float | bool | None]:
     options = {f"option_{name}": value for name, value in run.settings.items() if name not in {"data", "output"}}
     if isinstance(backbone := run.settings.get("backbone"), str):
         options["option_backbone"] = hide_folder(backbone)
+    if isinstance(names := run.settings.get("names"), str):
+        options["option_names"] = Path(names).name
     return {
         "dataset_fingerprint": run.dataset.fingerprint,
         "n_train": len(run.dataset.part("train").photos),

@@ -32,6 +32,7 @@ from pomona.bundle import (
     parse_manifest,
     save_tensors,
 )
+from pomona.class_names import match_class_names
 from pomona.class_tree import ClassTree, show_text, split_label
 from pomona.clock import Clock
 from pomona.dataset import Skipped, find_photos
@@ -56,7 +57,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pomona.bundle import Manifest
+    from pomona.bundle import ClassEntry, Manifest
     from pomona.clock import Progress, Stage
     from pomona.head import Head
     from pomona.ridge import Ridge
@@ -382,11 +383,18 @@ def _renew_manifest(
             "format": BUNDLE_FORMAT,
             "pomona_version": __version__,
             "created": now,
-            "classes": list_classes(tree),
+            "classes": _carry_names(manifest, tree),
             "provenance": {**manifest.provenance, **counts},
             "files": {**manifest.files, **{name: hash_bytes(content) for name, content in contents.items()}},
         }
     ).seal()
+
+
+def _carry_names(manifest: Manifest, tree: ClassTree) -> tuple[ClassEntry, ...]:
+    """Classes of a tree with the names that they had; a new one is looked up in the list of common produce."""
+    known = {entry.path: entry for entry in manifest.classes}
+    fresh = list_classes(tree, match_class_names(None, tree).names)
+    return tuple(known[one.path].model_copy(update={"name": one.name}) if one.path in known else one for one in fresh)
 
 
 def _carry_over(source: Path, target: Path, left_out: set[str]) -> None:

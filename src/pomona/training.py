@@ -18,6 +18,7 @@ from pomona.audit import audit_photos, note_audit, settle_audit
 from pomona.backbone import choose_layer, is_embedded
 from pomona.bundle import list_levels
 from pomona.checkpoint import clear_run, read_precision
+from pomona.class_names import find_class_names, match_class_names, read_class_names
 from pomona.class_tree import show_text
 from pomona.clock import Clock
 from pomona.dataset import (
@@ -94,6 +95,9 @@ class TrainOptions(TuneOptions):
         What is done to photos before they are learnt or predicted, such as ``white-balance,clahe``.
     workers : int, optional
         Threads for decoding and the network; every core where not given.
+    names : Path, optional
+        Table of what people call the classes, with their codes at a till; `classes.csv` in the data's folder where not
+        given, if it is one.
 
     See Also
     --------
@@ -115,6 +119,9 @@ class TrainOptions(TuneOptions):
     check: Annotated[CheckLevel, "What to look for in the photos before; none parts copies and bursts, too."] = "quick"
     enhance: Annotated[str, "Done to every photo first, such as white-balance,clahe; see pomona enhance."] = ""
     workers: Annotated[int | None, "Threads for decoding and the network; by default every core."] = None
+    names: Annotated[
+        Path | None, "Table of names and PLU codes; by default classes.csv among the photos, if it is."
+    ] = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -152,9 +159,11 @@ class TrainOptions(TuneOptions):
         embedding = plan_embedding(effort or "fast", backbone=backbone, size_px=size_px)
         data = Path(os.path.expanduser(self.data))  # noqa: PTH111 - of an unknown user, `Path` makes an error
         output = choose_output(data) if self.output is None else Path(os.path.expanduser(self.output))  # noqa: PTH111
+        names = find_class_names(data) if self.names is None else Path(os.path.expanduser(self.names))  # noqa: PTH111
         size_px = embedding.preprocessing.size_px if effort or self.tune else self.imgsz
         lr = f"{self.learning_rate:g}" if self.tune and self.lr is None else self.lr
-        return replace(self, data=data, output=output, effort=effort, backbone=backbone, imgsz=size_px, lr=lr)
+        filled = replace(self, data=data, output=output, effort=effort, backbone=backbone, imgsz=size_px, lr=lr)
+        return replace(filled, names=names)
 
 
 @dataclass(frozen=True)
@@ -222,8 +231,10 @@ def train(
     check_output(output, options.data, tunes=options.tune is not None)
     clock = Clock(on_progress)
 
+    table = read_class_names(options.names) if options.names else None
     with clock.step("read"):
         dataset = load_dataset(options.data, on_photo=clock.count)
+        match_class_names(table, dataset.tree)  # what is wrong with it is said before the long steps, too
         parted, _ = _part(dataset, options)  # what cannot be parted at all is said before the long steps
     if options.tune:
         _require_tuning()
@@ -245,6 +256,7 @@ def train(
     with clock.step("evaluate"):
         reported, probabilities, evaluation = _score_part(learnt.features, plan.report_on, learnt.head)
 
+    called = match_class_names(table, learnt.dataset.tree)
     run = Run(
         title=show_text(name_data(options.data)),
         settings=options.to_dict(),
@@ -261,11 +273,13 @@ def train(
             *learnt.notes,
             *(note_copies(learnt.dataset) if audit.level == "none" else note_audit(audit)),
             *note_data(learnt.dataset, evaluation.n),
+            *called.notes,
         ),
         audit=audit,
         curve=learnt.curve,
         range_result=learnt.range_result,
         tuning_folder=learnt.tuning_folder,
+        names=called.names,
     )
     with clock.step("save"):
         with new_folder(output) as folder:

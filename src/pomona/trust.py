@@ -161,7 +161,8 @@ class Baseline:
     Parameters
     ----------
     name : {"most frequent", "nearest"}
-        The class learnt from most photos for every photo; the class of the photo learnt from whose features are nearest.
+        The class learnt from most photos, for every photo; the class of the photo learnt from that is nearest by its
+        features.
     accuracy : Metric
         Share right.
     """
