@@ -1,8 +1,7 @@
 """Curves of training as SVG: loss and accuracy over epochs, and loss over learning rates.
 
 In: rows of a run log; what a range test saw; the words to write. Out: SVG text that stands alone or inside the report.
-Why: a picture that is text needs no package, stays sharp in print, and takes the colours of the page it is in. It is
-drawn at the width of a phone and grows from there, so its letters are never too small. Grey is what was learnt from;
+Why: whether training should have gone on, or ended sooner, is seen at once in a picture. Grey is what was learnt from;
 the one colour is what was held out.
 """
 
@@ -10,10 +9,32 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from html import escape
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+
+from pomona.drawing import (
+    ACCENT,
+    BAR,
+    BOTTOM,
+    INK,
+    LEFT,
+    PANEL_HEIGHT,
+    RIGHT,
+    TOP,
+    WIDTH,
+    Axes,
+    clip_parts,
+    draw_curve,
+    draw_dot,
+    draw_foot,
+    draw_grid,
+    draw_line,
+    list_ticks,
+    measure_text,
+    wrap_svg,
+    write_text,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -21,22 +42,8 @@ if TYPE_CHECKING:
     from pomona.lr_range import RangeResult
     from pomona.run_log import Row
 
-_WIDTH, _PANEL_HEIGHT = 360, 208
-_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 12, 30, 46
 _N_DOTS = 40
 _TOO_LARGE = 1e30
-_PAPER, _INK, _MUTED, _LINE, _BAR, _ACCENT = (
-    f"var(--{name}, {colour})"
-    for name, colour in (
-        ("paper", "#fff"),
-        ("ink", "#1b1c1a"),
-        ("muted", "#63645e"),
-        ("line", "#e3e2dc"),
-        ("bar", "#85867f"),
-        ("accent", "#c8420d"),
-    )
-)
-_FONTS = "var(--sans, system-ui, 'Noto Sans', 'PingFang SC', 'Microsoft YaHei', 'Noto Sans CJK SC', sans-serif)"
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -68,23 +75,6 @@ class _Line(NamedTuple):
     marked: int | None
 
 
-class _Axes(NamedTuple):
-    """A rectangle in pixels and what its edges stand for."""
-
-    top: float
-    height: float
-    x_range: tuple[float, float]
-    y_range: tuple[float, float]
-
-    def x(self, value: float) -> float:
-        low, high = self.x_range
-        return round(_LEFT + (value - low) / (high - low) * (_WIDTH - _LEFT - _RIGHT), 1)
-
-    def y(self, value: float) -> float:
-        low, high = self.y_range
-        return round(self.top + self.height - (value - low) / (high - low) * self.height, 1)
-
-
 def draw_learning_curves(rows: Sequence[Row], labels: CurveLabels = ENGLISH) -> str:
     """Draw loss and accuracy, of what was learnt from and of what was held out, over epochs.
 
@@ -108,11 +98,11 @@ def draw_learning_curves(rows: Sequence[Row], labels: CurveLabels = ENGLISH) -> 
     parts: list[str] = []
     for title, lines, percent in ((labels.loss, losses, False), (labels.accuracy, shares, True)):
         if lines:
-            parts += _draw_panel(title, lines, labels, top=_PANEL_HEIGHT * bool(parts), percent=percent)
+            parts += _draw_panel(title, lines, labels, top=PANEL_HEIGHT * bool(parts), percent=percent)
     n_panels = bool(losses) + bool(shares)
     if not n_panels:
-        return _wrap([_write(_WIDTH / 2, 30, labels.no_rows, anchor="middle")], 60, labels.loss)
-    return _wrap(parts, n_panels * _PANEL_HEIGHT, f"{labels.loss}, {labels.accuracy}")
+        return wrap_svg([write_text(WIDTH / 2, 30, labels.no_rows, anchor="middle")], 60, labels.loss)
+    return wrap_svg(parts, n_panels * PANEL_HEIGHT, f"{labels.loss}, {labels.accuracy}")
 
 
 def draw_lr_curve(result: RangeResult, labels: CurveLabels = ENGLISH) -> str:
@@ -133,28 +123,28 @@ def draw_lr_curve(result: RangeResult, labels: CurveLabels = ENGLISH) -> str:
     first, last = (math.log10(lr) for lr in (min(result.lrs[0], result.suggested), result.lrs[-1]))
     # What broke would flatten all that was learnt, so the picture ends at twice the first or the best loss.
     ceiling = 2 * max(float(result.smoothed[0]), float(result.smoothed.min()))
-    ticks = _list_ticks(float(result.losses.min()), min(float(result.losses.max()), ceiling), 4)
-    axes = _Axes(_TOP, _PANEL_HEIGHT - _TOP - _BOTTOM, (first, max(last, first + 1e-9)), (ticks[0], ticks[-1]))
+    ticks = list_ticks(float(result.losses.min()), min(float(result.losses.max()), ceiling), 4)
+    axes = Axes(TOP, PANEL_HEIGHT - TOP - BOTTOM, (first, max(last, first + 1e-9)), (ticks[0], ticks[-1]))
     powers = range(math.ceil(first - 1e-9), math.floor(last + 1e-9) + 1)
     decades = [(float(power), "10" + str(power).translate(_SUPERSCRIPTS)) for power in powers]
-    parts = [_write(_LEFT, 16, labels.loss, weight=600), *_draw_grid(axes, ticks, percent=False)]
-    parts += _draw_foot(axes, decades, labels.lr)
+    parts = [write_text(LEFT, 16, labels.loss, weight=600), *draw_grid(axes, ticks, percent=False)]
+    parts += draw_foot(axes, decades, labels.lr)
     logs = np.log10(result.lrs)
-    dots = [_dot(axes.x(at), axes.y(loss), 1.6, _BAR) for at, loss in zip(logs, result.losses, strict=True)]
-    curve = _trace(axes, list(zip(logs.tolist(), result.smoothed.tolist(), strict=True)), _INK)
-    parts.append(_clip(axes, [*dots, curve]))
+    dots = [draw_dot(axes.x(at), axes.y(loss), 1.6, BAR) for at, loss in zip(logs, result.losses, strict=True)]
+    curve = draw_curve(axes, list(zip(logs.tolist(), result.smoothed.tolist(), strict=True)), INK)
+    parts.append(clip_parts(axes, [*dots, curve]))
     parts += _mark_lr(axes, result.suggested, labels)
-    return _wrap(parts, _PANEL_HEIGHT, f"{labels.loss}, {labels.lr}: {labels.suggested} {result.suggested:.2g}")
+    return wrap_svg(parts, PANEL_HEIGHT, f"{labels.loss}, {labels.lr}: {labels.suggested} {result.suggested:.2g}")
 
 
-def _mark_lr(axes: _Axes, suggested: float, labels: CurveLabels) -> list[str]:
+def _mark_lr(axes: Axes, suggested: float, labels: CurveLabels) -> list[str]:
     x = axes.x(math.log10(suggested))
     text = f"{labels.suggested} {suggested:.2g}"
-    near_end = x > _WIDTH / 2
+    near_end = x > WIDTH / 2
     place = x - 6 if near_end else x + 6
     return [
-        _stroke(f"M{x} {axes.top}V{axes.top + axes.height}", _ACCENT),
-        _write(place, axes.top + 10, text, colour=_ACCENT, anchor="end" if near_end else "start", weight=600),
+        draw_line(f"M{x} {axes.top}V{axes.top + axes.height}", ACCENT),
+        write_text(place, axes.top + 10, text, colour=ACCENT, anchor="end" if near_end else "start", weight=600),
     ]
 
 
@@ -166,9 +156,7 @@ def _find_lines(
 ) -> list[_Line]:
     """Curves of a pair of columns that have a finite number; the best of the second is marked."""
     lines = []
-    for column, name, colour, held_out in zip(
-        columns, (labels.train, labels.val), (_BAR, _ACCENT), (0, 1), strict=True
-    ):
+    for column, name, colour, held_out in zip(columns, (labels.train, labels.val), (BAR, ACCENT), (0, 1), strict=True):
         found = [(row.epoch, getattr(row, column)) for row in rows]
         points = [(epoch, value) for epoch, value in found if value is not None and abs(value) < _TOO_LARGE]
         if points:
@@ -181,123 +169,40 @@ def _find_lines(
 def _draw_panel(title: str, lines: Sequence[_Line], labels: CurveLabels, *, top: int, percent: bool) -> list[str]:
     epochs = [epoch for line in lines for epoch, _ in line.points]
     values = [value for line in lines for _, value in line.points]
-    ticks = _list_ticks(min(values), max(values), 4)
+    ticks = list_ticks(min(values), max(values), 4)
     low, high = min(epochs), max(epochs)
     if low == high:  # one point stands in the middle
         low, high = low - 0.5, high + 0.5
-    axes = _Axes(top + _TOP, _PANEL_HEIGHT - _TOP - _BOTTOM, (low, high), (ticks[0], ticks[-1]))
-    whole = [tick for tick in _list_ticks(low, high, 6, whole=True) if low <= tick <= high]
-    parts = [_write(_LEFT, top + 16, title, weight=600), *_draw_key(lines, top + 16)]
-    parts += _draw_grid(axes, ticks, percent=percent)
-    parts += _draw_foot(axes, [(tick, f"{tick:g}") for tick in whole], labels.epoch)
+    axes = Axes(top + TOP, PANEL_HEIGHT - TOP - BOTTOM, (low, high), (ticks[0], ticks[-1]))
+    whole = [tick for tick in list_ticks(low, high, 6, whole=True) if low <= tick <= high]
+    parts = [write_text(LEFT, top + 16, title, weight=600), *_draw_key(lines, top + 16)]
+    parts += draw_grid(axes, ticks, percent=percent)
+    parts += draw_foot(axes, [(tick, f"{tick:g}") for tick in whole], labels.epoch)
     for line in lines:
-        parts.append(_trace(axes, line.points, line.colour, dashed=line.dashed))
+        parts.append(draw_curve(axes, line.points, line.colour, dashed=line.dashed))
         if len(line.points) <= _N_DOTS:
-            parts += [_dot(axes.x(epoch), axes.y(value), 2, line.colour) for epoch, value in line.points]
+            parts += [draw_dot(axes.x(epoch), axes.y(value), 2, line.colour) for epoch, value in line.points]
         if line.marked is not None:
             parts += _mark_best(axes, *line.points[line.marked], percent=percent)
     return parts
 
 
-def _mark_best(axes: _Axes, epoch: float, value: float, *, percent: bool) -> list[str]:
+def _mark_best(axes: Axes, epoch: float, value: float, *, percent: bool) -> list[str]:
     """A ring, and the number on the side of it that has room: below a top, above a bottom."""
     x, y = axes.x(epoch), axes.y(value)
     text = f"{100 * value:.1f}%" if percent else f"{value:.3g}"
     below = y < axes.top + axes.height / 2
-    place = min(max(x, _LEFT + 20), _WIDTH - _RIGHT - 18)
-    ring = f'<circle cx="{x}" cy="{y}" r="4.5" fill="none" style="stroke:{_ACCENT}" stroke-width="1.5"/>'
-    return [ring, _write(place, y + (18 if below else -10), text, colour=_ACCENT, anchor="middle", weight=600)]
+    place = min(max(x, LEFT + 20), WIDTH - RIGHT - 18)
+    ring = f'<circle cx="{x}" cy="{y}" r="4.5" fill="none" style="stroke:{ACCENT}" stroke-width="1.5"/>'
+    return [ring, write_text(place, y + (18 if below else -10), text, colour=ACCENT, anchor="middle", weight=600)]
 
 
 def _draw_key(lines: Sequence[_Line], y: float) -> list[str]:
     parts: list[str] = []
-    end: float = _WIDTH - _RIGHT
+    end: float = WIDTH - RIGHT
     for line in reversed(lines):
-        parts.append(_write(end, y, line.name, anchor="end"))
-        start = end - _measure(line.name) - 6
-        parts.append(_stroke(f"M{start - 16:.1f} {y - 4}H{start:.1f}", line.colour, dashed=line.dashed))
+        parts.append(write_text(end, y, line.name, anchor="end"))
+        start = end - measure_text(line.name) - 6
+        parts.append(draw_line(f"M{start - 16:.1f} {y - 4}H{start:.1f}", line.colour, dashed=line.dashed))
         end = start - 30
     return parts
-
-
-def _draw_grid(axes: _Axes, ticks: Sequence[float], *, percent: bool) -> list[str]:
-    parts = []
-    for tick in ticks:
-        y = axes.y(tick)
-        parts.append(f'<path d="M{_LEFT} {y}H{_WIDTH - _RIGHT}" style="stroke:{_LINE}"/>')
-        text = f"{100 * tick:.4g}%" if percent else f"{tick:.4g}"
-        parts.append(_write(_LEFT - 6, y + 4, text, colour=_MUTED, anchor="end"))
-    return parts
-
-
-def _draw_foot(axes: _Axes, ticks: Sequence[tuple[float, str]], title: str) -> list[str]:
-    """Ticks below a panel, and below them what they count."""
-    y = axes.top + axes.height + 17
-    parts = [_write(axes.x(place), y, text, colour=_MUTED, anchor="middle") for place, text in ticks]
-    return [*parts, _write(_WIDTH - _RIGHT, y + 16, title, colour=_MUTED, anchor="end")]
-
-
-def _list_ticks(low: float, high: float, n_ticks: int, *, whole: bool = False) -> list[float]:
-    """Round numbers, about `n_ticks`, from at most `low` to at least `high`.
-
-    Examples
-    --------
-    >>> _list_ticks(0.13, 0.92, 4)
-    [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
-    >>> _list_ticks(1, 30, 6, whole=True)
-    [0.0, 5.0, 10.0, 15.0, 20.0, 25.0, 30.0]
-    """
-    span = max(high - low, abs(high) * 1e-3, abs(low) * 1e-3, 1e-6)
-    rough = span / n_ticks
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * 0.999)
-    step = max(1.0, float(math.ceil(step))) if whole else step
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(place * step, 12) for place in range(first, max(last, first + 1) + 1)]
-
-
-# --- marks ----------------------------------------------------------------------------------------------------------
-
-
-def _trace(axes: _Axes, points: Sequence[tuple[float, float]], colour: str, *, dashed: bool = False) -> str:
-    path = "L".join(f"{axes.x(x)} {axes.y(y)}" for x, y in points)
-    return _stroke(f"M{path}", colour, dashed=dashed)
-
-
-def _stroke(path: str, colour: str, *, dashed: bool = False) -> str:
-    """A line; dashes tell two apart where print has no colour."""
-    dashes = ' stroke-dasharray="5 3"' if dashed else ""
-    return f'<path d="{path}" fill="none" style="stroke:{colour}" stroke-width="1.8" stroke-linejoin="round"{dashes}/>'
-
-
-def _dot(x: float, y: float, radius: float, colour: str) -> str:
-    return f'<circle cx="{x}" cy="{y}" r="{radius}" style="fill:{colour}"/>'
-
-
-def _clip(axes: _Axes, parts: Sequence[str]) -> str:
-    """An SVG inside an SVG cuts off what is outside of it, and needs no name that two pictures could share."""
-    width = _WIDTH - _LEFT - _RIGHT
-    box = f'x="{_LEFT}" y="{axes.top}" width="{width}" height="{axes.height}"'
-    return f'<svg {box} viewBox="{_LEFT} {axes.top} {width} {axes.height}">{"".join(parts)}</svg>'
-
-
-def _write(x: float, y: float, text: str, *, colour: str = _INK, anchor: str = "start", weight: int = 400) -> str:
-    place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-weight="{weight}"'
-    # A rim of paper keeps numbers legible on a curve.
-    style = f"fill:{colour};paint-order:stroke;stroke:{_PAPER};stroke-width:3px;stroke-linejoin:round"
-    return f'<text {place} style="{style}">{escape(text)}</text>'
-
-
-def _measure(text: str) -> float:
-    """About how wide a text is; a Chinese letter is as wide as it is high."""
-    return sum(12.0 if letter >= "\u2e80" else 6.4 for letter in text)
-
-
-def _wrap(parts: Sequence[str], height: int, title: str) -> str:
-    style = f"display:block;max-width:520px;font-family:{_FONTS}"
-    head = f'viewBox="0 0 {_WIDTH} {height}" width="100%" font-size="12" style="{style}"'
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" class="curves" role="img" aria-label="{escape(title)}" {head}>\n'
-        + "\n".join(parts)
-        + "\n</svg>\n"
-    )

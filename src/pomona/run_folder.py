@@ -14,6 +14,7 @@ import json
 import platform
 import shutil
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,13 +25,15 @@ import numpy as np
 from pomona.audit_page import write_audit_page
 from pomona.bundle import HEAD_NAME, LEARNT_NAME, MODEL_NAME, TUNED_NAME, write_bundle
 from pomona.clock import Stage
-from pomona.curves import draw_learning_curves, draw_lr_curve
+from pomona.confusion_map import draw_confusion
+from pomona.curves import CHINESE, ENGLISH, draw_learning_curves, draw_lr_curve
 from pomona.errors import BundleError, PhotoError
 from pomona.evaluation import mistakes
 from pomona.files import MANIFEST_NAME, storage_errors, write_atomic
 from pomona.findings import COLUMNS, list_rows
 from pomona.photo import decode_photo, read_unchanged
-from pomona.report import N_CARDS, ClassCount, MistakeCard, ReportData, draw_confusion, write_report
+from pomona.projection import scale_rows
+from pomona.report import N_CARDS, N_CONFUSED, ClassCount, ConfusedPair, MistakeCard, ReportData, write_report
 from pomona.run_log import RESULTS_NAME
 from pomona.source import hide_folder
 from pomona.trust import Trust
@@ -131,6 +134,8 @@ class Run:
         Of the report.
     names : tuple of ClassName
         What people call the classes.
+    alike : ndarray of shape (N,), intp, optional
+        For each photo of `reported` a place among the photos of the train part: the one that `find_alike` gives.
     """
 
     title: str
@@ -154,6 +159,7 @@ class Run:
     baselines: tuple[Baseline, ...] = ()
     language: Language = "en"
     names: tuple[ClassName, ...] = ()
+    alike: NDArray[np.intp] | None = None
 
 
 def write_run(folder: Path, run: Run, stages: Sequence[Stage]) -> Bundle:
@@ -222,13 +228,14 @@ def _keep_curve(folder: Path, run: Run) -> None:
 
 def _draw_curves(run: Run) -> list[tuple[str, str, str]]:
     drawn = []
+    labels = CHINESE if run.language == "zh" else ENGLISH
     if run.curve:
         text = "Training photos are cropped, mixed and their labels smoothed, so their numbers look worse."
         if run.fits:
             text += " The curve is of the head that was trained along; the one above was fitted anew on what it left."
-        drawn.append(("Learning curves", text, draw_learning_curves(run.curve)))
+        drawn.append(("Learning curves", text, draw_learning_curves(run.curve, labels)))
     if run.range_result:
-        drawn.append(("Learning rate", run.range_result.reason, draw_lr_curve(run.range_result)))
+        drawn.append(("Learning rate", run.range_result.reason, draw_lr_curve(run.range_result, labels)))
     return drawn
 
 
@@ -364,7 +371,26 @@ def _gather_report(run: Run, stages: Sequence[Stage], created: str) -> ReportDat
         fits=run.fits,
         chosen_l2=run.head.l2,
         curves=_draw_curves(run),
+        language=run.language,
+        display_names=_list_display_names(run),
+        confused=list(_show_confused(run)),
+        trust=run.trust,
+        evidence=run.evidence,
+        kept=run.kept,
+        baselines=run.baselines,
+        features=run.embedding.slug,
+        licence=run.embedding.licence,
     )
+
+
+def _list_display_names(run: Run) -> dict[str, str]:
+    """What classes are called in the language of the report; where two would be called the same, by their names."""
+    called = {}
+    for name, one in zip(run.dataset.tree.names, run.names, strict=False):
+        if shown := one.name_zh if run.language == "zh" else one.name_en:
+            called[name] = shown
+    taken = Counter([*called.values(), *(name for name in run.dataset.tree.names if name not in called)])
+    return {name: shown for name, shown in called.items() if taken[shown] == 1}
 
 
 def _count_classes(run: Run) -> list[ClassCount]:
@@ -381,6 +407,66 @@ def _show_mistakes(run: Run) -> Iterable[MistakeCard]:
         said = int(run.probabilities[row].argmax())
         score = float(run.probabilities[row, said])
         yield MistakeCard(photo.name, names[said], names[photo.label], score, _make_thumbnail(photo))
+
+
+def _show_confused(run: Run) -> Iterable[ConfusedPair]:
+    """Pairs of classes that were confused most often, each with its surest mistake and a photo of what it was said."""
+    names, answers, labels = run.dataset.tree.names, run.probabilities.argmax(axis=1), run.reported.labels
+    rows: dict[tuple[int, int], list[int]] = {}
+    for row in mistakes(run.probabilities, labels).tolist():  # the surest first
+        rows.setdefault((int(labels[row]), int(answers[row])), []).append(row)
+    for (was, said), found in sorted(rows.items(), key=lambda one: -len(one[1]))[:N_CONFUSED]:
+        learnt = _find_alike(run, found[0], said)
+        yield ConfusedPair(
+            names[was],
+            names[said],
+            len(found),
+            int(np.count_nonzero(labels == was)),
+            _make_thumbnail(run.reported.photos[found[0]]),
+            _make_thumbnail(learnt) if learnt else None,
+        )
+
+
+def _find_alike(run: Run, row: int, said: int) -> Photo | None:
+    """What a mistake is most like among the photos learnt as what was said; the first of them where that is unknown."""
+    photos = run.dataset.part("train").photos
+    if run.alike is not None and photos[place := int(run.alike[row])].label == said:
+        return photos[place]
+    return next((photo for photo in photos if photo.label == said), None)
+
+
+def find_alike(
+    asked: NDArray[np.float32], answers: NDArray[np.intp], learnt: NDArray[np.float32], labels: NDArray[np.intp]
+) -> NDArray[np.intp]:
+    """For each photo the one learnt from, of the class that was answered, whose features are nearest by their cosine.
+
+    Parameters
+    ----------
+    asked : ndarray of shape (N, D), float32
+        Features, or sketches of them, of the photos.
+    answers : ndarray of shape (N,), intp
+        The class that was answered for each.
+    learnt : ndarray of shape (M, D), float32
+        The same of the photos learnt from.
+    labels : ndarray of shape (M,), intp
+        Their classes; each that was answered is among them.
+
+    Returns
+    -------
+    ndarray of shape (N,), intp
+        Rows of `learnt`.
+
+    Examples
+    --------
+    >>> vectors = np.array([[1, 0], [0.6, 0.8], [0, 1]], np.float32)
+    >>> find_alike(vectors[:1], np.array([1]), vectors, np.array([0, 1, 1]))
+    array([1])
+    """
+    found = np.zeros(len(asked), np.intp)
+    for label in np.unique(answers):
+        rows, places = np.flatnonzero(answers == label), np.flatnonzero(labels == label)
+        found[rows] = places[(scale_rows(asked[rows]) @ scale_rows(learnt[places]).T).argmax(axis=1)]
+    return found
 
 
 def _make_thumbnail(photo: Photo) -> bytes | None:
