@@ -64,13 +64,14 @@ _N_PAIRS = 10
 _N_SKIPPED = 12
 _N_ROWS_OPEN = 20
 _N_WEAKEST = 12
-_N_CANDIDATES = 5
+_N_CANDIDATES = 3
 _N_LIMITS = 3
 _FEW_PHOTOS = 100
 _WIDE = 0.2  # points of an interval from which on a share is a hint
 _LEAKING = 0.02  # share of the measured photos
 _WORTH_IT = 0.01
 _WEAK = 0.7
+_FILLED = 20  # photos from which on a share of them is said
 _LARGEST_THUMBNAIL = 80_000
 
 
@@ -267,6 +268,7 @@ def _load_template(words: Words) -> Template:
         raise MissingPackageError("jinja2", "train", "to write a report") from error
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
     environment.filters.update(percent=_write_percent, interval=_write_interval)
+    environment.filters["tight"] = lambda text: text.replace("–", "–\u2060")  # no line ends inside an interval
     environment.filters["seconds"] = lambda seconds: _write_seconds(seconds, words)
     environment.filters["plain"] = lambda value: _write_plain(value, words)
     environment.globals.update(t=words.say, name=words.name, translate=words.translate)
@@ -508,9 +510,12 @@ def _write_points(found: Reliability) -> dict[str, str]:
 def _pick_bins(found: Reliability) -> list[tuple[float, float]]:
     """How sure and how often right in the fullest bin, and in the fullest of those that are less sure."""
     bins = sorted(zip(found.share, found.sureness, found.right, strict=True), reverse=True)
+    bins = [one for one in bins if one[0] * found.n >= _FILLED]
+    if not bins:
+        return []
     fullest = bins[0]
     second = next((one for one in bins if one[1] < min(fullest[1], 0.9)), None)
-    return [(said, right) for _, said, right in (fullest, second) if said] if second else [fullest[1:]]
+    return [(said, right) for _, said, right in ([fullest, second] if second else [fullest])]
 
 
 def _judge_sureness(found: Reliability) -> str:

@@ -85,7 +85,7 @@ class Words:
     def _list_names(self, listed: str) -> str:
         more = _MORE.fullmatch(listed)
         names = "、".join(self.name(label) for label in (more[1] if more else listed).split(", "))
-        return f"{names}等，另有 {more[2]} 个" if more else names
+        return _fill("{names}等，另有 {n} 个", {"names": names, "n": more[2]}, "zh") if more else names
 
 
 class _Sentence(NamedTuple):

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 _FIFTHS = [place / 5 for place in range(6)]
 _FOOT = 46
 _MAIN, _STRIP = 190, 44
+_SAME = 1e-3  # of least probabilities: a grid's step apart
 
 
 def draw_reliability(found: Reliability, words: Words) -> str:
@@ -109,25 +110,34 @@ def draw_trades(trades: Sequence[Trade], least: float, words: Words) -> str:
         An SVG, 360 units wide.
     """
     ordered = sorted((one for one in trades if one.share_open < 1), key=lambda one: one.share_exact)
-    chosen = min(ordered, key=lambda one: abs(one.least - least))
+    chosen = next((one for one in ordered if abs(one.least - least) < _SAME), None)
     ticks = list_ticks(min(one.right for one in ordered), 1.0, 4)
     axes = Axes(TOP, _MAIN - 60, (0, 1), (ticks[0], ticks[-1]))
     below = Axes(TOP + _MAIN - 60 + 42, _STRIP + 40, (0, 1), (0, 1))
-    texts = {"exact": f"{100 * chosen.share_exact:.0f}", "right": f"{100 * chosen.right:.0f}"}
     parts = [write_text(LEFT, 16, words.say("plot_right"), weight=600), *draw_grid(axes, ticks, percent=True)]
     parts.append(draw_curve(axes, [(one.share_exact, one.right) for one in ordered], INK))
     parts += _draw_rest(below, ordered, words)
     parts += draw_foot(below, [(tick, f"{100 * tick:.0f}%") for tick in _FIFTHS], words.say("plot_exact"))
-    x, y = axes.x(chosen.share_exact), axes.y(chosen.right)
-    parts.append(
-        f'<path d="M{x} {axes.top}V{below.top + below.height}" style="stroke:{ACCENT}" stroke-dasharray="2 3"/>'
-    )
-    parts.append(draw_dot(x, y, 4, ACCENT))
-    text = f"{words.say('plot_chosen')} {texts['right']}%"
-    has_room = x - measure_text(text) - 12 > LEFT  # left of the curve below it, otherwise right of it above
-    place = (x - 8, y + 18, "end") if has_room else (x + 8, y - 9, "start")
-    parts.append(write_text(*place[:2], text, colour=ACCENT, anchor=place[2], weight=600))
+    if chosen is not None:
+        parts += _mark_trade(axes, chosen, below.top + below.height, words)
+    shown = chosen or ordered[-1]
+    texts = {"exact": f"{100 * shown.share_exact:.0f}", "right": f"{100 * shown.right:.0f}"}
     return wrap_svg(parts, round(below.top + below.height + _FOOT), words.say("plot_exact_label", **texts))
+
+
+def _mark_trade(axes: Axes, chosen: Trade, bottom: float, words: Words) -> list[str]:
+    """A line through both panels, and the number on the side of it that has room: the curve falls to the right."""
+    x, y = axes.x(chosen.share_exact), axes.y(chosen.right)
+    text = f"{words.say('plot_chosen')} {100 * chosen.right:.0f}%"
+    has_room = x - measure_text(text) - 12 > LEFT
+    lower = y + 18 if has_room or y < axes.top + 20 else y - 9
+    return [
+        f'<path d="M{x} {axes.top}V{bottom}" style="stroke:{ACCENT}" stroke-dasharray="2 3"/>',
+        draw_dot(x, y, 4, ACCENT),
+        write_text(
+            x - 8 if has_room else x + 8, lower, text, colour=ACCENT, anchor="end" if has_room else "start", weight=600
+        ),
+    ]
 
 
 def _draw_rest(axes: Axes, ordered: Sequence[Trade], words: Words) -> list[str]:
