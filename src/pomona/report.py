@@ -642,7 +642,7 @@ def _write_promise(promise: Promise | None, words: Words) -> str:
     if promise is None:
         return words.say("card_promise_none")
     return words.say(
-        "card_promise_text",
+        "card_promise_text" if promise.least_answer < NEVER else "card_promise_never",
         share=f"{100 * promise.share:g}",
         away=f"{100 * promise.turned_away:g}",
         photos=words.say("photos", n=promise.n),
@@ -666,12 +666,13 @@ def _list_checks(audit: Audit | None, words: Words) -> list[dict[str, Any]]:
 
 
 def _summarise_skipped(skipped: Sequence[tuple[str, str, str]], words: Words) -> dict[str, Any]:
-    named = [
-        (name, words.translate(fault.replace("_", " ")), words.translate(detail)) for name, fault, detail in skipped
+    counts = Counter(fault for _, fault, _ in skipped)
+    called = {fault: words.translate(fault.replace("_", " ")) for fault in counts}
+    rows = [
+        {"name": name, "fault": called[fault], "detail": words.translate(detail)}
+        for name, fault, detail in skipped[:_N_SKIPPED]
     ]
-    counts = Counter(fault for _, fault, _ in named)
-    rows = [{"name": name, "fault": fault, "detail": detail} for name, fault, detail in named[:_N_SKIPPED]]
-    counted = (words.say("skipped_count", n=n_photos, fault=fault) for fault, n_photos in counts.most_common())
+    counted = (words.say("skipped_count", n=n_photos, fault=called[fault]) for fault, n_photos in counts.most_common())
     summary = words.say("sentence", text=words.say("comma").join(counted))
     return {"rows": rows, "summary": summary, "n_more": len(skipped) - len(rows)}
 

@@ -66,8 +66,8 @@ class Words:
     def translate(self, text: str) -> str:
         """What another module says in English, in this language if its sentence is known.
 
-        Places of a sentence whose names begin with `names` hold class names, those that begin with `photos` or end with
-        `reason` further phrases of the table; the others are put in as they are.
+        Places of a sentence that are called `n` hold a number, those that begin with `names` class names, those that
+        begin with `photos` or end with `reason` further phrases of the table; the others are put in as they are.
         """
         if self.language == "en":
             return text
@@ -110,7 +110,8 @@ def _load_sentences() -> tuple[_Sentence, ...]:
 def _make_pattern(sentence: str) -> str:
     parts = _PLACE.split(sentence)
     fixed, places = parts[::2], parts[1::2]
-    middle = (f"(?P<{place}>.+?){re.escape(text)}" for place, text in zip(places, fixed[1:], strict=True))
+    kinds = ("[0-9.,]+" if place == "n" else ".+?" for place in places)
+    middle = (f"(?P<{p}>{kind}){re.escape(t)}" for p, kind, t in zip(places, kinds, fixed[1:], strict=True))
     return re.escape(fixed[0]) + "".join(middle)
 
 
