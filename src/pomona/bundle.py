@@ -36,8 +36,14 @@ from pomona.errors import (
 )
 from pomona.evaluation import Evaluation, evaluate
 from pomona.files import MANIFEST_NAME, hash_bytes, hash_file, write_atomic
+from pomona.head import Link
+from pomona.learnt_bank import BANK_NAME, LearntBank, load_bank, save_bank
+from pomona.model_file import MODEL_NAME, UNKNOWN, build_model
+from pomona.novelty import CANDIDATES, Detector, needs_bank
 from pomona.photo import read_photo_bytes
+from pomona.prediction import Prediction, Speaker
 from pomona.source import hide_folder
+from pomona.trust import Promise, Trust
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -51,7 +57,6 @@ if TYPE_CHECKING:
 BUNDLE_FORMAT = 4
 """Format number that this version writes; it reads this one and all before it."""
 
-MODEL_NAME = "model.onnx"
 HEAD_NAME = "head.safetensors"
 LEARNT_NAME = "train_photos.txt"
 TUNED_NAME = "tail.safetensors"
@@ -165,6 +170,48 @@ class EmbeddingEntry(_Strict):
     backbones: tuple[BackboneEntry, ...]
 
 
+class LinkEntry(_Strict):
+    """`Link` as data."""
+
+    width: float | None = Field(gt=0)
+    sharpness: float = Field(gt=0)
+
+
+class UnknownEntry(_Strict):
+    """`Detector` as data; what it has learnt is in `BANK_NAME`."""
+
+    kind: tuple[str, ...] = Field(min_length=1)
+    middles: tuple[float, ...]
+    spreads: tuple[float, ...]
+    threshold: float
+
+    @field_validator("kind")
+    @classmethod
+    def _require_kind(cls, kind: tuple[str, ...]) -> tuple[str, ...]:
+        if kind not in CANDIDATES:
+            raise ValueError(f"wanted one of {[list(one) for one in CANDIDATES]}, got {list(kind)}")
+        return kind
+
+
+class PromiseEntry(_Strict):
+    """`Promise` as data."""
+
+    share: float = Field(gt=0, lt=1)
+    least_answer: float = Field(ge=0)
+    least_shortlist: float = Field(ge=0)
+    turned_away: float = Field(gt=0, lt=1)
+    n: int
+    n_groups: int
+
+
+class TrustEntry(_Strict):
+    """`Trust` as data."""
+
+    link: LinkEntry
+    unknown: UnknownEntry | None
+    promise: PromiseEntry | None
+
+
 class _Sealed(_Strict):
     """What manifests of every format hold."""
 
@@ -213,7 +260,7 @@ class ManifestV2(_Sealed):
 
 
 class ManifestV3(_Sealed):
-    """Content of `pomona.json` in format 3: classes had no names for people."""
+    """Content of `pomona.json` in format 3: nothing was promised, and classes had no names for people."""
 
     preprocessing: PreprocessingEntry
     embedding: EmbeddingEntry
@@ -229,6 +276,7 @@ class Manifest(_Sealed):
     classes: tuple[ClassEntry, ...]
     preprocessing: PreprocessingEntry
     embedding: EmbeddingEntry
+    trust: TrustEntry | None = None
 
     def seal(self) -> Manifest:
         """Copy with the checksum of all the other fields."""
@@ -236,61 +284,6 @@ class Manifest(_Sealed):
 
 
 _MANIFESTS: dict[int, type[ManifestV1 | ManifestV2 | ManifestV3]] = {1: ManifestV1, 2: ManifestV2, 3: ManifestV3}
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A class and how sure the recogniser is of it.
-
-    Parameters
-    ----------
-    label : str
-        Class name.
-    score : float
-        Probability, 0-1.
-    name_en, name_zh, plu : str, optional
-        What people call the class, and its code at a till.
-    """
-
-    label: str
-    score: float
-    name_en: str | None = None
-    name_zh: str | None = None
-    plu: str | None = None
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What the recogniser says of one photo.
-
-    Parameters
-    ----------
-    file : str
-        The photo as it was named.
-    label : str or None
-        Most probable class; None where the photo could not be used.
-    score : float or None
-        Its probability, 0-1.
-    top : tuple of Answer
-        Most probable classes, best first.
-    error : str or None
-        Why the photo could not be used.
-    name_en, name_zh, plu : str, optional
-        What people call the most probable class, and its code at a till.
-    """
-
-    file: str
-    label: str | None = None
-    score: float | None = None
-    top: tuple[Answer, ...] = ()
-    error: str | None = None
-    name_en: str | None = None
-    name_zh: str | None = None
-    plu: str | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """The prediction as plain values for JSON."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -333,6 +326,34 @@ class Bundle:
         return Engine(self.folder / MODEL_NAME, n_workers=self.n_workers)
 
     @cached_property
+    def speaker(self) -> Speaker:
+        """What turns its outputs into answers."""
+        return Speaker(self.tree, self.names, self.promise)
+
+    @cached_property
+    def trust(self) -> Trust:
+        """What makes its answers trustworthy; little is promised by a bundle of an older format."""
+        entry = self.manifest.trust
+        if entry is None:
+            return Trust()
+        detector = None
+        if entry.unknown is not None:
+            bank = self.bank.bank if self.bank is not None and needs_bank(entry.unknown.kind) else None
+            detector = Detector(**entry.unknown.model_dump(), bank=bank)
+        return Trust(Link(**entry.link.model_dump()), detector, self.promise)
+
+    @cached_property
+    def promise(self) -> Promise | None:
+        """Thresholds that its answers go by."""
+        entry = self.manifest.trust
+        return None if entry is None or entry.promise is None else Promise(**entry.promise.model_dump())
+
+    @cached_property
+    def bank(self) -> LearntBank | None:
+        """What it has learnt, in few numbers a photo; None where the bundle does not hold it."""
+        return load_bank(self.folder) if BANK_NAME in self.manifest.files else None
+
+    @cached_property
     def learnt_from(self) -> frozenset[str]:
         """Hashes of the photos that it was fitted on; none where the bundle does not say."""
         if LEARNT_NAME not in self.manifest.files:
@@ -365,16 +386,26 @@ class Bundle:
         self, photos: Sequence[str | Path | bytes], *, on_photo: Callable[[int, int], None] | None = None
     ) -> tuple[NDArray[np.float32], dict[int, PhotoError]]:
         """Probabilities (N, C) of photos; a row whose photo failed is NaN and its number is in the errors."""
+        probabilities, _, errors = self.measure(photos, on_photo=on_photo)
+        return probabilities, errors
+
+    def measure(
+        self, photos: Sequence[str | Path | bytes], *, on_photo: Callable[[int, int], None] | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None, dict[int, PhotoError]]:
+        """As `predict_proba`, and between the two how strange photos are (N,), 0-1, where the bundle can tell."""
         probabilities = np.full((len(photos), len(self.tree)), np.nan, np.float32)
+        strangeness = np.full(len(photos), np.nan, np.float32) if UNKNOWN in self.engine.outputs else None
         errors: dict[int, PhotoError] = {}
         for i, outcome in enumerate(self._stream(photos)):
             if isinstance(outcome, PhotoError):
                 errors[i] = outcome
             else:
                 probabilities[i] = outcome["probabilities"]
+                if strangeness is not None:
+                    strangeness[i] = outcome[UNKNOWN]
             if on_photo:
                 on_photo(i + 1, len(photos))
-        return probabilities, errors
+        return probabilities, strangeness, errors
 
     def _stream(self, photos: Sequence[str | Path | bytes]) -> Iterator[Mapping[str, NDArray[np.float32]] | PhotoError]:
         def load_pixels(i: int) -> NDArray[np.uint8]:
@@ -389,16 +420,8 @@ class Bundle:
     ) -> Prediction:
         if isinstance(outcome, PhotoError):
             return Prediction(file, error=_say_fault(file, outcome))
-        probabilities = outcome["probabilities"]
-        best = np.argsort(-probabilities, kind="stable")[: max(1, n_top)]
-        top = tuple(self._to_answer(int(c), float(probabilities[c])) for c in best)
-        first = top[0]
-        names = {"name_en": first.name_en, "name_zh": first.name_zh, "plu": first.plu}
-        return Prediction(file, first.label, first.score, top[:n_top], **names)
-
-    def _to_answer(self, number: int, score: float) -> Answer:
-        name = self.names[number]
-        return Answer(self.tree.names[number], score, name.name_en, name.name_zh, name.plu)
+        strangeness = float(outcome[UNKNOWN]) if UNKNOWN in outcome else None
+        return self.speaker.speak(file, outcome["probabilities"], strangeness, n_top=n_top)
 
 
 def _say_fault(file: str, error: PhotoError) -> str:
@@ -527,6 +550,8 @@ def write_bundle(
     provenance: Mapping[str, str | int | float | bool | None],
     learnt_from: Iterable[str] | None = None,
     names: Sequence[ClassName] | None = None,
+    trust: Trust | None = None,
+    bank: LearntBank | None = None,
 ) -> Bundle:
     """Write what a prediction needs into a folder: the graph, the head on its own, and last the manifest.
 
@@ -544,6 +569,10 @@ def write_bundle(
         Hashes of the photos that the head was fitted on.
     names : sequence of ClassName, length C, optional
         What people call the classes, in the order of the tree.
+    trust : Trust
+        What makes its answers trustworthy.
+    bank : LearntBank, optional
+        What was learnt, in few numbers a photo.
 
     Returns
     -------
@@ -552,13 +581,16 @@ def write_bundle(
     """
     from pomona import __version__
 
-    model = build_model(load_network(embedding), head)
+    trust = trust or Trust()
+    model = build_model(load_network(embedding), head, trust)
     tensors = save_tensors({"weights": head.weights, "bias": head.bias})
     contents = {MODEL_NAME: model, HEAD_NAME: tensors}
     if tuned := [one.tuned for one in embedding.backbones if one.tuned]:
         contents[TUNED_NAME] = tuned[0].path.read_bytes()
     if learnt_from is not None:
         contents[LEARNT_NAME] = list_learnt(learnt_from)
+    if bank is not None:
+        contents[BANK_NAME] = save_bank(bank)
     for name, content in contents.items():
         write_atomic(folder / name, content)
     manifest = Manifest(
@@ -583,6 +615,7 @@ def write_bundle(
                 for one in embedding.backbones
             ),
         ),
+        trust=list_trust(trust),
         provenance=dict(provenance),
         files={name: hash_bytes(content) for name, content in contents.items()},
     ).seal()
@@ -599,6 +632,20 @@ def list_classes(tree: ClassTree, names: Sequence[ClassName] | None = None) -> t
     )
 
 
+def list_trust(trust: Trust) -> TrustEntry:
+    """Trust as the manifest holds it."""
+    found = trust.detector
+    return TrustEntry(
+        link=LinkEntry(width=trust.link.width, sharpness=trust.link.sharpness),
+        unknown=None
+        if found is None
+        else UnknownEntry(
+            kind=found.kind, middles=found.middles, spreads=found.spreads, threshold=float(found.threshold)
+        ),
+        promise=None if trust.promise is None else PromiseEntry(**asdict(trust.promise)),
+    )
+
+
 def list_learnt(hashes: Iterable[str]) -> bytes:
     """Content of the file that names the photos learnt from, one hash a line, sorted."""
     return "".join(f"{sha256}\n" for sha256 in sorted(hashes)).encode("ascii")
@@ -611,45 +658,6 @@ def save_tensors(tensors: dict[str, NDArray[np.float32]]) -> bytes:
     except ImportError as error:
         raise MissingPackageError("safetensors", "train", "to write a bundle") from error
     return bytes(save(tensors))
-
-
-def build_model(network: Path, head: Head) -> bytes:
-    """Append a head to an embedding's network.
-
-    Parameters
-    ----------
-    network : Path
-        ONNX file with an output ``features`` (N, D).
-    head : Head
-        C classes on D features.
-
-    Returns
-    -------
-    bytes
-        ONNX model with the outputs ``probabilities`` (N, C) and ``features`` (N, D).
-    """
-    try:
-        import onnx
-        from onnx import TensorProto, helper, numpy_helper
-    except ImportError as error:
-        raise MissingPackageError("onnx", "train", "to write a bundle") from error
-
-    model = onnx.load(network)
-    n_classes = len(head.bias)
-    model.graph.initializer.extend(
-        [numpy_helper.from_array(head.weights, "head_weights"), numpy_helper.from_array(head.bias, "head_bias")]
-    )
-    model.graph.node.extend(
-        [
-            helper.make_node("Gemm", ["features", "head_weights", "head_bias"], ["logits"], name="logits", transB=1),
-            helper.make_node("Softmax", ["logits"], ["probabilities"], name="probabilities", axis=1),
-        ]
-    )
-    features = model.graph.output.pop()
-    probabilities = helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ("N", n_classes))
-    model.graph.output.extend([probabilities, features])
-    model.graph.name = "pomona"
-    return bytes(model.SerializeToString())
 
 
 def load_bundle(folder: str | Path, *, n_workers: int | None = None) -> Bundle:

@@ -29,13 +29,13 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from pomona.bundle import Answer, Prediction
     from pomona.class_names import ClassName
     from pomona.clock import Progress
     from pomona.effort import Forecast
     from pomona.enhancement_effect import Effects
     from pomona.evaluation import Evaluation, Metric
     from pomona.findings import Audit
+    from pomona.prediction import Answer, Prediction
     from pomona.run_log import Row
     from pomona.teaching import TeachResult
     from pomona.training import TrainResult
@@ -55,6 +55,7 @@ _STEPS = {
     "plan": "Planning",
     "features": "Computing features",
     "fit": "Fitting the head",
+    "trust": "Holding out photos",
     "start": "Preparing",
     "range": "Finding the rate",
     "train": "Training",

@@ -31,6 +31,7 @@ from pomona.novelty import (
     sketch_vectors,
 )
 from pomona.parts import N_FOLDS, list_folds
+from pomona.projection import iter_blocks, scale_rows
 from pomona.reliability import Reliability, measure_reliability
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ TURNED_AWAY = 0.05
 N_REPEATS = 3
 
 _LARGEST_SHARE = 0.2  # of its class that a group counts as: no more than a fold would leave out of it
-_CURVE_SHARES = (0.1, 0.2, 0.4, 0.7, 1.0)
+_CURVE_SHARES = (0.125, 0.25, 0.5, 1.0)
 _N_DRAWN = 400
 _FEW_GROUPS = 50
 
@@ -287,11 +288,11 @@ def study_trust(
     asked = np.concatenate([held for draw in draws for _, held, _ in draw])
     logits = np.concatenate([found for draw in draws for _, _, found in draw]).astype(np.float32)
     weights = weigh_photos(labels, groups)[asked]
-    link = fit_link(logits, labels[asked], weights)
+    first = sum(len(held) for _, held, _ in draws[0])
+    link = fit_link(logits[:first], labels[asked[:first]], weights[:first])
     detector, candidates, strangeness = _choose_detector(study, sketches, draws[0], link)
     detector = replace(detector, threshold=_fit_threshold(strangeness, groups, labels, options))
     step()
-    first = sum(len(held) for _, held, _ in draws[0])
     found = (logits, labels[asked], groups[asked], weights)
     trust, trades, nodes = _make_promise(link, detector, found, tree, options, n=first)
     away = strangeness[1] > detector.threshold
@@ -602,6 +603,36 @@ def check_promise(
         turned_away=turned_away,
         n_groups=len(np.unique(groups)),
     )
+
+
+def measure_baselines(
+    learnt: NDArray[np.intp],
+    bank: Bank | None,
+    asked: NDArray[np.float32],
+    labels: NDArray[np.intp],
+    groups: NDArray[np.str_],
+) -> tuple[Baseline, ...]:
+    """Measure what simple ways of answering have right.
+
+    Parameters
+    ----------
+    learnt : ndarray of shape (L,), intp
+        Classes of the photos learnt from.
+    bank : Bank or None
+        What was learnt; without it there is no nearest photo.
+    asked : ndarray of shape (N, K), float32
+        Sketches of the features of the photos asked for.
+    labels, groups : ndarray of shape (N,)
+        Of these photos.
+    """
+    frequent = np.bincount(learnt).argmax() if len(learnt) else 0
+    found = [Baseline("most frequent", measure_share(labels == frequent, groups))]
+    if bank is not None:
+        table = scale_rows(bank.vectors).T
+        parts = [(asked[start:stop] @ table).argmax(axis=1) for start, stop in iter_blocks(len(asked))]
+        nearest = bank.labels[np.concatenate(parts)]
+        found.append(Baseline("nearest", measure_share(nearest == labels, groups)))
+    return tuple(found)
 
 
 def note_trust(trust: Trust, evidence: Evidence | None) -> tuple[str, ...]:
