@@ -14,7 +14,8 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from pomona.backbone import BACKBONES, Backbone, find_backbone
-    from pomona.bundle import Bundle, evaluate_bundle, load_bundle
+    from pomona.bundle import Bundle, load_bundle
+    from pomona.bundle_score import evaluate_bundle
     from pomona.classifier import PomonaClassifier
     from pomona.dataset import ClassTree, Dataset, load_dataset, split_dataset
     from pomona.errors import PomonaError
@@ -45,7 +46,7 @@ _HOMES = {
     "add_class": "teaching",
     "decode_photo": "photo",
     "evaluate": "evaluation",
-    "evaluate_bundle": "bundle",
+    "evaluate_bundle": "bundle_score",
     "extract_features": "features",
     "find_backbone": "backbone",
     "fit_ridge": "ridge",

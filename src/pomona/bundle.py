@@ -14,14 +14,14 @@ import json
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from pomona.backbone import Preprocessing
 from pomona.class_names import ClassName
-from pomona.dataset import ClassTree, Skipped, load_dataset
+from pomona.dataset import ClassTree
 from pomona.embedding import load_network
 from pomona.engine import Engine
 from pomona.enhancement import complete_steps
@@ -29,17 +29,15 @@ from pomona.errors import (
     BundleDamagedError,
     BundleError,
     BundleFormatError,
-    DataError,
     MissingPackageError,
     OptionError,
     PhotoError,
 )
-from pomona.evaluation import Evaluation, evaluate
 from pomona.files import MANIFEST_NAME, hash_bytes, hash_file, write_atomic
 from pomona.head import Link
 from pomona.learnt_bank import BANK_NAME, LearntBank, load_bank, save_bank
 from pomona.model_file import MODEL_NAME, UNKNOWN, build_model
-from pomona.novelty import CANDIDATES, Detector, needs_bank
+from pomona.novelty import CANDIDATES, Detector, needs_bank, sketch_vectors
 from pomona.photo import read_photo_bytes
 from pomona.prediction import Prediction, Speaker
 from pomona.source import hide_folder
@@ -50,7 +48,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pomona.dataset import Dataset, Split
     from pomona.embedding import Embedding
     from pomona.head import Head
 
@@ -286,6 +283,27 @@ class Manifest(_Sealed):
 _MANIFESTS: dict[int, type[ManifestV1 | ManifestV2 | ManifestV3]] = {1: ManifestV1, 2: ManifestV2, 3: ManifestV3}
 
 
+class Measured(NamedTuple):
+    """What a bundle's graph says of N photos.
+
+    Parameters
+    ----------
+    probabilities : ndarray of shape (N, C), float32
+        Of the classes.
+    strangeness : ndarray of shape (N,), float32, or None
+        0-1, unknown from 0.5 on; None where the bundle cannot tell.
+    sketches : ndarray of shape (N, K), float32, or None
+        Features in few numbers; None where no photo could be used.
+    errors : dict of int to PhotoError
+        Photos that failed, by number.
+    """
+
+    probabilities: NDArray[np.float32]
+    strangeness: NDArray[np.float32] | None
+    sketches: NDArray[np.float32] | None
+    errors: dict[int, PhotoError]
+
+
 @dataclass(frozen=True)
 class Bundle:
     """A recogniser on disk, checked and ready.
@@ -386,15 +404,17 @@ class Bundle:
         self, photos: Sequence[str | Path | bytes], *, on_photo: Callable[[int, int], None] | None = None
     ) -> tuple[NDArray[np.float32], dict[int, PhotoError]]:
         """Probabilities (N, C) of photos; a row whose photo failed is NaN and its number is in the errors."""
-        probabilities, _, errors = self.measure(photos, on_photo=on_photo)
-        return probabilities, errors
+        found = self.measure(photos, on_photo=on_photo)
+        return found.probabilities, found.errors
 
     def measure(
         self, photos: Sequence[str | Path | bytes], *, on_photo: Callable[[int, int], None] | None = None
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None, dict[int, PhotoError]]:
-        """As `predict_proba`, and between the two how strange photos are (N,), 0-1, where the bundle can tell."""
-        probabilities = np.full((len(photos), len(self.tree)), np.nan, np.float32)
-        strangeness = np.full(len(photos), np.nan, np.float32) if UNKNOWN in self.engine.outputs else None
+    ) -> Measured:
+        """All that the graph says of photos; rows of photos that failed are NaN."""
+        n, is_telling = len(photos), UNKNOWN in self.engine.outputs
+        probabilities = np.full((n, len(self.tree)), np.nan, np.float32)
+        strangeness = np.full(n, np.nan, np.float32) if is_telling else None
+        sketches: NDArray[np.float32] | None = None
         errors: dict[int, PhotoError] = {}
         for i, outcome in enumerate(self._stream(photos)):
             if isinstance(outcome, PhotoError):
@@ -403,9 +423,13 @@ class Bundle:
                 probabilities[i] = outcome["probabilities"]
                 if strangeness is not None:
                     strangeness[i] = outcome[UNKNOWN]
+                sketch = sketch_vectors(outcome["features"][None])[0]
+                if sketches is None:
+                    sketches = np.full((n, len(sketch)), np.nan, np.float32)
+                sketches[i] = sketch
             if on_photo:
-                on_photo(i + 1, len(photos))
-        return probabilities, strangeness, errors
+                on_photo(i + 1, n)
+        return Measured(probabilities, strangeness, sketches, errors)
 
     def _stream(self, photos: Sequence[str | Path | bytes]) -> Iterator[Mapping[str, NDArray[np.float32]] | PhotoError]:
         def load_pixels(i: int) -> NDArray[np.uint8]:
@@ -419,120 +443,14 @@ class Bundle:
         self, file: str, outcome: Mapping[str, NDArray[np.float32]] | PhotoError, n_top: int
     ) -> Prediction:
         if isinstance(outcome, PhotoError):
-            return Prediction(file, error=_say_fault(file, outcome))
+            return Prediction(file, error=say_fault(file, outcome))
         strangeness = float(outcome[UNKNOWN]) if UNKNOWN in outcome else None
         return self.speaker.speak(file, outcome["probabilities"], strangeness, n_top=n_top)
 
 
-def _say_fault(file: str, error: PhotoError) -> str:
+def say_fault(file: str, error: PhotoError) -> str:
     """What is wrong with a photo, without its name: that stands beside it."""
     return str(error).removeprefix(f"{Path(file)}: ")
-
-
-@dataclass(frozen=True)
-class BundleScore:
-    """How a bundle does on a dataset.
-
-    Parameters
-    ----------
-    evaluation : Evaluation
-        Metrics of the photos that could be used and whose class the bundle knows.
-    skipped : tuple of Skipped
-        Photos that could not be used.
-    n_unknown_class : int
-        Photos left out because the bundle does not know their class.
-    unknown_labels : tuple of str
-        Those classes.
-    n_learnt : int
-        Photos among those measured that the bundle was fitted on; they make the metrics too good.
-    """
-
-    evaluation: Evaluation
-    skipped: tuple[Skipped, ...]
-    n_unknown_class: int
-    unknown_labels: tuple[str, ...]
-    n_learnt: int = 0
-
-    def to_dict(self) -> dict[str, Any]:
-        """The score as plain values for JSON."""
-        return {
-            **self.evaluation.to_dict(),
-            "n_skipped": len(self.skipped),
-            "n_unknown_class": self.n_unknown_class,
-            "unknown_classes": list(self.unknown_labels),
-            "n_learnt": self.n_learnt,
-        }
-
-
-def load_labelled(bundle: Bundle, data: str | Path, *, split: Split | None = None) -> Dataset:
-    """Load photos to evaluate a bundle on, with labels matched to its classes by name.
-
-    Parameters
-    ----------
-    bundle : Bundle
-        The recogniser.
-    data : str or Path
-        Whatever `load_dataset` takes.
-    split : {"train", "val", "test"}, optional
-        Part to take. Where not given and the data has parts: test if there is one, else val.
-
-    Raises
-    ------
-    DataError
-        If there are no labelled photos, or not in the part that is wanted.
-    """
-    dataset = load_dataset(data, tree=bundle.tree, min_classes=1)
-    present = {photo.split for photo in dataset.photos}
-    wanted = split or next((part for part in ("test", "val") if part in present), None)
-    if wanted is None and present == {None}:
-        return dataset
-    if wanted is None or wanted not in present:
-        found = ", ".join(sorted(str(part) for part in present if part)) or "no parts"
-        raise DataError(
-            f"{dataset.shown}: wanted the {wanted or 'test or val'} part, got {found}; name another with --split"
-        )
-    return dataset.part(wanted)
-
-
-def evaluate_bundle(
-    bundle: Bundle, dataset: Dataset, *, on_photo: Callable[[int, int], None] | None = None
-) -> BundleScore:
-    """Run a bundle over labelled photos.
-
-    Parameters
-    ----------
-    bundle : Bundle
-        The recogniser.
-    dataset : Dataset
-        Loaded with the bundle's class tree.
-    on_photo : callable, optional
-        Called with (photos done, photos in all).
-
-    Raises
-    ------
-    DataError
-        If no photo is left: none could be used, or the bundle knows none of their classes.
-    """
-    known = [photo for photo in dataset.photos if photo.label >= 0]
-    probabilities, errors = bundle.predict_proba([photo.path for photo in known], on_photo=on_photo)
-    usable = [i for i in range(len(known)) if i not in errors]
-    if not usable:
-        raise DataError(
-            f"no photo of {dataset.shown} can be evaluated: {len(dataset.photos) - len(known)} have a class that "
-            f"the bundle does not know, {len(errors) + len(dataset.skipped)} cannot be used"
-        )
-    failed = tuple(
-        Skipped(known[i].name, known[i].path, error.fault, _say_fault(str(known[i].path), error))
-        for i, error in sorted(errors.items())
-    )
-    labels = np.array([known[i].label for i in usable])
-    groups = np.array([known[i].group for i in usable])
-    evaluation = evaluate(
-        probabilities[usable], labels, classes=bundle.tree.names, levels=list_levels(bundle.tree), groups=groups
-    )
-    n_unknown = len(dataset.photos) - len(known)
-    n_learnt = sum(known[i].sha256 in bundle.learnt_from for i in usable)
-    return BundleScore(evaluation, dataset.skipped + failed, n_unknown, dataset.unknown_labels, n_learnt)
 
 
 def list_levels(tree: ClassTree) -> list[tuple[str, tuple[str, ...], NDArray[np.intp]]]:

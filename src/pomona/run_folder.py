@@ -249,10 +249,11 @@ def _repeat_predictions(bundle: Bundle, run: Run) -> None:
     """Run a few photos through the saved graph, from their bytes on, and compare."""
     chosen = np.unique(np.linspace(0, len(run.reported.photos) - 1, _N_REPEATED).astype(int))
     contents = {row: data for row in chosen if (data := _read_unchanged(run.reported.photos[row])) is not None}
-    repeated, strange, _ = bundle.measure(list(contents.values()))
-    difference = float(np.abs(repeated - run.probabilities[list(contents)]).max(initial=0))
-    if run.strangeness is not None and strange is not None:
-        difference = max(difference, float(np.abs(strange - run.strangeness[list(contents)]).max(initial=0)))
+    repeated = bundle.measure(list(contents.values()))
+    difference = float(np.abs(repeated.probabilities - run.probabilities[list(contents)]).max(initial=0))
+    if run.strangeness is not None and repeated.strangeness is not None:
+        strange = np.abs(repeated.strangeness - run.strangeness[list(contents)])
+        difference = max(difference, float(strange.max(initial=0)))
     if not difference <= _TOLERANCE:
         raise BundleError(
             f"the saved graph does not repeat what was measured: wanted probabilities within {_TOLERANCE}, "

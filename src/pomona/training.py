@@ -36,6 +36,7 @@ from pomona.evaluation import evaluate, measure_share
 from pomona.features import Features, extract_features, list_missing, release_pages
 from pomona.files import new_folder
 from pomona.findings import Audit, CheckLevel
+from pomona.head import softmax
 from pomona.learnt import Learnt, save_learnt
 from pomona.learnt_bank import LearntBank
 from pomona.novelty import sketch_vectors
@@ -703,7 +704,15 @@ def _score_part(learnt: _Learnt, split: Split) -> _Scored:
         probabilities, dataset.labels, classes=tree.names, levels=list_levels(tree), groups=dataset.groups
     )
     away = None if strangeness is None else measure_share(strangeness >= 0.5, dataset.groups)
-    kept = check_promise(trust, table, dataset.labels, dataset.groups, Nodes.of(tree), turned_away=away)
+    kept = check_promise(
+        trust.promise,
+        probabilities,
+        dataset.labels,
+        dataset.groups,
+        Nodes.of(tree),
+        before=softmax(table),
+        turned_away=away,
+    )
     bank = None if learnt.bank is None else learnt.bank.bank
     learnt_labels = learnt.dataset.part("train").labels
     baselines = measure_baselines(

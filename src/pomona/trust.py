@@ -123,7 +123,7 @@ class Kept:
     accuracy : Metric
         Share right, of the most probable class.
     before, after : Reliability
-        Without and with the link.
+        Without and with the link; the first is None where only the answers are at hand.
     covered : Metric or None
         Shortlists that hold the right class.
     shortlist_size : float
@@ -139,7 +139,7 @@ class Kept:
     """
 
     accuracy: Metric
-    before: Reliability
+    before: Reliability | None
     after: Reliability
     covered: Metric | None
     shortlist_size: float
@@ -296,7 +296,16 @@ def study_trust(
     found = (logits, labels[asked], groups[asked], weights)
     trust, trades, nodes = _make_promise(link, detector, found, tree, options, n=first)
     away = strangeness[1] > detector.threshold
-    kept = check_promise(trust, logits, labels[asked], groups[asked], nodes, weights=weights, turned_away=None, n=first)
+    kept = check_promise(
+        trust.promise,
+        trust.to_probabilities(logits),
+        labels[asked],
+        groups[asked],
+        nodes,
+        before=softmax(logits),
+        weights=weights,
+        n=first,
+    )
     rows = strangeness[0]
     kept = replace(kept, turned_away=measure_weighted(away, groups[rows], weigh_photos(labels, groups)[rows]))
     curve = _measure_curve(study, groups, options)
@@ -533,17 +542,26 @@ def check_trust(
     detector = replace(detector, threshold=threshold)
     trust, trades, nodes = _make_promise(link, detector, (logits, labels, groups, None), tree, options, n=len(labels))
     away = measure_share(sums > threshold, groups)
-    kept = check_promise(trust, logits, labels, groups, nodes, turned_away=away)
+    kept = check_promise(
+        trust.promise,
+        trust.to_probabilities(logits),
+        labels,
+        groups,
+        nodes,
+        before=softmax(logits),
+        turned_away=away,
+    )
     return trust, Evidence(kept, False, 0, 0, (), trades, None)
 
 
 def check_promise(
-    trust: Trust,
-    logits: NDArray[np.float32],
+    promise: Promise | None,
+    probabilities: NDArray[np.float32],
     labels: NDArray[np.intp],
     groups: NDArray[np.str_],
     nodes: Nodes,
     *,
+    before: NDArray[np.float32] | None = None,
     weights: NDArray[np.float64] | None = None,
     turned_away: Metric | None = None,
     n: int | None = None,
@@ -552,14 +570,16 @@ def check_promise(
 
     Parameters
     ----------
-    trust : Trust
+    promise : Promise or None
         What is promised.
-    logits : ndarray of shape (N, C), float32
-        Of the photos, as the head gives them.
+    probabilities : ndarray of shape (N, C), float32
+        Of the photos.
     labels, groups
         Of the photos.
     nodes : Nodes
         What may be answered.
+    before : ndarray of shape (N, C), float32, optional
+        Probabilities without the link.
     weights : ndarray of shape (N,), optional
         How much each counts.
     turned_away : Metric, optional
@@ -567,7 +587,6 @@ def check_promise(
     n : int, optional
         How many photos they are, where some are there several times.
     """
-    probabilities = trust.to_probabilities(logits)
 
     def measure(hits: NDArray[np.bool_], rows: NDArray[np.intp] | slice = slice(None)) -> Metric:
         if weights is None:
@@ -575,10 +594,10 @@ def check_promise(
         return measure_weighted(hits[rows], groups[rows], weights[rows], n=n)
 
     def rely(shares: NDArray[np.float32]) -> Reliability:
-        found = measure_reliability(shares.max(axis=1), shares.argmax(axis=1) == labels, groups=groups, weights=weights)
+        hits = shares.argmax(axis=1) == labels
+        found = measure_reliability(shares.max(axis=1), hits, groups=groups, weights=weights)
         return found if n is None else replace(found, n=n)
 
-    promise = trust.promise
     covered, sure_right, size = None, None, float(len(nodes.member))
     trade = Trade(0.0, 1.0, 0.0, 0.0, 1.0)
     if promise is not None:
@@ -592,7 +611,7 @@ def check_promise(
             sure_right = measure(nodes.member[labels, chosen], np.flatnonzero(sure))
     return Kept(
         accuracy=measure(probabilities.argmax(axis=1) == labels),
-        before=rely(softmax(logits)),
+        before=None if before is None else rely(before),
         after=rely(probabilities),
         covered=covered,
         shortlist_size=size,
