@@ -30,11 +30,10 @@ from pomona.bundle import (
     ManifestV1,
     ManifestV2,
     ManifestV3,
-    evaluate_bundle,
     load_bundle,
-    load_labelled,
     write_bundle,
 )
+from pomona.bundle_score import evaluate_bundle, load_labelled
 from pomona.dataset import ClassTree, load_dataset
 from pomona.embedding import Embedding
 from pomona.enhancement import enhance
@@ -303,7 +302,8 @@ def test_one_photo_gets_the_same_answer_alone_and_among_others(trained: TrainRes
 _PREDICT = """
 import sys
 from pathlib import Path
-from pomona.bundle import evaluate_bundle, load_bundle, load_labelled
+from pomona.bundle import load_bundle
+from pomona.bundle_score import evaluate_bundle, load_labelled
 bundle = load_bundle(sys.argv[1], n_workers=1)
 answers = list(bundle.predict([Path(name) for name in sys.argv[3:]]))
 assert all(answer.label for answer in answers), answers

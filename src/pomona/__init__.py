@@ -14,7 +14,8 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from pomona.backbone import BACKBONES, Backbone, find_backbone
-    from pomona.bundle import Bundle, Prediction, evaluate_bundle, load_bundle
+    from pomona.bundle import Bundle, load_bundle
+    from pomona.bundle_score import evaluate_bundle
     from pomona.classifier import PomonaClassifier
     from pomona.dataset import ClassTree, Dataset, load_dataset, split_dataset
     from pomona.errors import PomonaError
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from pomona.features import Features, extract_features
     from pomona.head import Head
     from pomona.photo import decode_photo, read_photo
+    from pomona.prediction import Prediction
     from pomona.ridge import fit_ridge
     from pomona.teaching import TeachResult, add_class, remove_class
     from pomona.training import TrainOptions, TrainResult, train
@@ -37,14 +39,14 @@ _HOMES = {
     "Head": "head",
     "PomonaClassifier": "classifier",
     "PomonaError": "errors",
-    "Prediction": "bundle",
+    "Prediction": "prediction",
     "TeachResult": "teaching",
     "TrainOptions": "training",
     "TrainResult": "training",
     "add_class": "teaching",
     "decode_photo": "photo",
     "evaluate": "evaluation",
-    "evaluate_bundle": "bundle",
+    "evaluate_bundle": "bundle_score",
     "extract_features": "features",
     "find_backbone": "backbone",
     "fit_ridge": "ridge",

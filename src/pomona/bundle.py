@@ -14,14 +14,14 @@ import json
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from pomona.backbone import Preprocessing
 from pomona.class_names import ClassName
-from pomona.dataset import ClassTree, Skipped, load_dataset
+from pomona.dataset import ClassTree
 from pomona.embedding import load_network
 from pomona.engine import Engine
 from pomona.enhancement import complete_steps
@@ -29,29 +29,31 @@ from pomona.errors import (
     BundleDamagedError,
     BundleError,
     BundleFormatError,
-    DataError,
     MissingPackageError,
     OptionError,
     PhotoError,
 )
-from pomona.evaluation import Evaluation, evaluate
 from pomona.files import MANIFEST_NAME, hash_bytes, hash_file, write_atomic
+from pomona.head import Link
+from pomona.learnt_bank import BANK_NAME, LearntBank, load_bank, save_bank
+from pomona.model_file import MODEL_NAME, UNKNOWN, build_model
+from pomona.novelty import CANDIDATES, Detector, needs_bank, sketch_vectors
 from pomona.photo import read_photo_bytes
+from pomona.prediction import Prediction, Speaker
 from pomona.source import hide_folder
+from pomona.trust import Promise, Trust
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from pomona.dataset import Dataset, Split
     from pomona.embedding import Embedding
     from pomona.head import Head
 
 BUNDLE_FORMAT = 4
 """Format number that this version writes; it reads this one and all before it."""
 
-MODEL_NAME = "model.onnx"
 HEAD_NAME = "head.safetensors"
 LEARNT_NAME = "train_photos.txt"
 TUNED_NAME = "tail.safetensors"
@@ -165,6 +167,48 @@ class EmbeddingEntry(_Strict):
     backbones: tuple[BackboneEntry, ...]
 
 
+class LinkEntry(_Strict):
+    """`Link` as data."""
+
+    width: float | None = Field(gt=0)
+    sharpness: float = Field(gt=0)
+
+
+class UnknownEntry(_Strict):
+    """`Detector` as data; what it has learnt is in `BANK_NAME`."""
+
+    kind: tuple[str, ...] = Field(min_length=1)
+    middles: tuple[float, ...]
+    spreads: tuple[float, ...]
+    threshold: float
+
+    @field_validator("kind")
+    @classmethod
+    def _require_kind(cls, kind: tuple[str, ...]) -> tuple[str, ...]:
+        if kind not in CANDIDATES:
+            raise ValueError(f"wanted one of {[list(one) for one in CANDIDATES]}, got {list(kind)}")
+        return kind
+
+
+class PromiseEntry(_Strict):
+    """`Promise` as data."""
+
+    share: float = Field(gt=0, lt=1)
+    least_answer: float = Field(ge=0)
+    least_shortlist: float = Field(ge=0)
+    turned_away: float = Field(gt=0, lt=1)
+    n: int
+    n_groups: int
+
+
+class TrustEntry(_Strict):
+    """`Trust` as data."""
+
+    link: LinkEntry
+    unknown: UnknownEntry | None
+    promise: PromiseEntry | None
+
+
 class _Sealed(_Strict):
     """What manifests of every format hold."""
 
@@ -213,7 +257,7 @@ class ManifestV2(_Sealed):
 
 
 class ManifestV3(_Sealed):
-    """Content of `pomona.json` in format 3: classes had no names for people."""
+    """Content of `pomona.json` in format 3: nothing was promised, and classes had no names for people."""
 
     preprocessing: PreprocessingEntry
     embedding: EmbeddingEntry
@@ -229,6 +273,7 @@ class Manifest(_Sealed):
     classes: tuple[ClassEntry, ...]
     preprocessing: PreprocessingEntry
     embedding: EmbeddingEntry
+    trust: TrustEntry | None = None
 
     def seal(self) -> Manifest:
         """Copy with the checksum of all the other fields."""
@@ -238,59 +283,25 @@ class Manifest(_Sealed):
 _MANIFESTS: dict[int, type[ManifestV1 | ManifestV2 | ManifestV3]] = {1: ManifestV1, 2: ManifestV2, 3: ManifestV3}
 
 
-@dataclass(frozen=True)
-class Answer:
-    """A class and how sure the recogniser is of it.
+class Measured(NamedTuple):
+    """What a bundle's graph says of N photos.
 
     Parameters
     ----------
-    label : str
-        Class name.
-    score : float
-        Probability, 0-1.
-    name_en, name_zh, plu : str, optional
-        What people call the class, and its code at a till.
+    probabilities : ndarray of shape (N, C), float32
+        Of the classes.
+    strangeness : ndarray of shape (N,), float32, or None
+        0-1, unknown from 0.5 on; None where the bundle cannot tell.
+    sketches : ndarray of shape (N, K), float32, or None
+        Features in few numbers; None where no photo could be used.
+    errors : dict of int to PhotoError
+        Photos that failed, by number.
     """
 
-    label: str
-    score: float
-    name_en: str | None = None
-    name_zh: str | None = None
-    plu: str | None = None
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What the recogniser says of one photo.
-
-    Parameters
-    ----------
-    file : str
-        The photo as it was named.
-    label : str or None
-        Most probable class; None where the photo could not be used.
-    score : float or None
-        Its probability, 0-1.
-    top : tuple of Answer
-        Most probable classes, best first.
-    error : str or None
-        Why the photo could not be used.
-    name_en, name_zh, plu : str, optional
-        What people call the most probable class, and its code at a till.
-    """
-
-    file: str
-    label: str | None = None
-    score: float | None = None
-    top: tuple[Answer, ...] = ()
-    error: str | None = None
-    name_en: str | None = None
-    name_zh: str | None = None
-    plu: str | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """The prediction as plain values for JSON."""
-        return asdict(self)
+    probabilities: NDArray[np.float32]
+    strangeness: NDArray[np.float32] | None
+    sketches: NDArray[np.float32] | None
+    errors: dict[int, PhotoError]
 
 
 @dataclass(frozen=True)
@@ -333,6 +344,34 @@ class Bundle:
         return Engine(self.folder / MODEL_NAME, n_workers=self.n_workers)
 
     @cached_property
+    def speaker(self) -> Speaker:
+        """What turns its outputs into answers."""
+        return Speaker(self.tree, self.names, self.promise)
+
+    @cached_property
+    def trust(self) -> Trust:
+        """What makes its answers trustworthy; little is promised by a bundle of an older format."""
+        entry = self.manifest.trust
+        if entry is None:
+            return Trust()
+        detector = None
+        if entry.unknown is not None:
+            bank = self.bank.bank if self.bank is not None and needs_bank(entry.unknown.kind) else None
+            detector = Detector(**entry.unknown.model_dump(), bank=bank)
+        return Trust(Link(**entry.link.model_dump()), detector, self.promise)
+
+    @cached_property
+    def promise(self) -> Promise | None:
+        """Thresholds that its answers go by."""
+        entry = self.manifest.trust
+        return None if entry is None or entry.promise is None else Promise(**entry.promise.model_dump())
+
+    @cached_property
+    def bank(self) -> LearntBank | None:
+        """What it has learnt, in few numbers a photo; None where the bundle does not hold it."""
+        return load_bank(self.folder) if BANK_NAME in self.manifest.files else None
+
+    @cached_property
     def learnt_from(self) -> frozenset[str]:
         """Hashes of the photos that it was fitted on; none where the bundle does not say."""
         if LEARNT_NAME not in self.manifest.files:
@@ -365,16 +404,32 @@ class Bundle:
         self, photos: Sequence[str | Path | bytes], *, on_photo: Callable[[int, int], None] | None = None
     ) -> tuple[NDArray[np.float32], dict[int, PhotoError]]:
         """Probabilities (N, C) of photos; a row whose photo failed is NaN and its number is in the errors."""
-        probabilities = np.full((len(photos), len(self.tree)), np.nan, np.float32)
+        found = self.measure(photos, on_photo=on_photo)
+        return found.probabilities, found.errors
+
+    def measure(
+        self, photos: Sequence[str | Path | bytes], *, on_photo: Callable[[int, int], None] | None = None
+    ) -> Measured:
+        """All that the graph says of photos; rows of photos that failed are NaN."""
+        n, is_telling = len(photos), UNKNOWN in self.engine.outputs
+        probabilities = np.full((n, len(self.tree)), np.nan, np.float32)
+        strangeness = np.full(n, np.nan, np.float32) if is_telling else None
+        sketches: NDArray[np.float32] | None = None
         errors: dict[int, PhotoError] = {}
         for i, outcome in enumerate(self._stream(photos)):
             if isinstance(outcome, PhotoError):
                 errors[i] = outcome
             else:
                 probabilities[i] = outcome["probabilities"]
+                if strangeness is not None:
+                    strangeness[i] = outcome[UNKNOWN]
+                sketch = sketch_vectors(outcome["features"][None])[0]
+                if sketches is None:
+                    sketches = np.full((n, len(sketch)), np.nan, np.float32)
+                sketches[i] = sketch
             if on_photo:
-                on_photo(i + 1, len(photos))
-        return probabilities, errors
+                on_photo(i + 1, n)
+        return Measured(probabilities, strangeness, sketches, errors)
 
     def _stream(self, photos: Sequence[str | Path | bytes]) -> Iterator[Mapping[str, NDArray[np.float32]] | PhotoError]:
         def load_pixels(i: int) -> NDArray[np.uint8]:
@@ -388,128 +443,14 @@ class Bundle:
         self, file: str, outcome: Mapping[str, NDArray[np.float32]] | PhotoError, n_top: int
     ) -> Prediction:
         if isinstance(outcome, PhotoError):
-            return Prediction(file, error=_say_fault(file, outcome))
-        probabilities = outcome["probabilities"]
-        best = np.argsort(-probabilities, kind="stable")[: max(1, n_top)]
-        top = tuple(self._to_answer(int(c), float(probabilities[c])) for c in best)
-        first = top[0]
-        names = {"name_en": first.name_en, "name_zh": first.name_zh, "plu": first.plu}
-        return Prediction(file, first.label, first.score, top[:n_top], **names)
-
-    def _to_answer(self, number: int, score: float) -> Answer:
-        name = self.names[number]
-        return Answer(self.tree.names[number], score, name.name_en, name.name_zh, name.plu)
+            return Prediction(file, error=say_fault(file, outcome))
+        strangeness = float(outcome[UNKNOWN]) if UNKNOWN in outcome else None
+        return self.speaker.speak(file, outcome["probabilities"], strangeness, n_top=n_top)
 
 
-def _say_fault(file: str, error: PhotoError) -> str:
+def say_fault(file: str, error: PhotoError) -> str:
     """What is wrong with a photo, without its name: that stands beside it."""
     return str(error).removeprefix(f"{Path(file)}: ")
-
-
-@dataclass(frozen=True)
-class BundleScore:
-    """How a bundle does on a dataset.
-
-    Parameters
-    ----------
-    evaluation : Evaluation
-        Metrics of the photos that could be used and whose class the bundle knows.
-    skipped : tuple of Skipped
-        Photos that could not be used.
-    n_unknown_class : int
-        Photos left out because the bundle does not know their class.
-    unknown_labels : tuple of str
-        Those classes.
-    n_learnt : int
-        Photos among those measured that the bundle was fitted on; they make the metrics too good.
-    """
-
-    evaluation: Evaluation
-    skipped: tuple[Skipped, ...]
-    n_unknown_class: int
-    unknown_labels: tuple[str, ...]
-    n_learnt: int = 0
-
-    def to_dict(self) -> dict[str, Any]:
-        """The score as plain values for JSON."""
-        return {
-            **self.evaluation.to_dict(),
-            "n_skipped": len(self.skipped),
-            "n_unknown_class": self.n_unknown_class,
-            "unknown_classes": list(self.unknown_labels),
-            "n_learnt": self.n_learnt,
-        }
-
-
-def load_labelled(bundle: Bundle, data: str | Path, *, split: Split | None = None) -> Dataset:
-    """Load photos to evaluate a bundle on, with labels matched to its classes by name.
-
-    Parameters
-    ----------
-    bundle : Bundle
-        The recogniser.
-    data : str or Path
-        Whatever `load_dataset` takes.
-    split : {"train", "val", "test"}, optional
-        Part to take. Where not given and the data has parts: test if there is one, else val.
-
-    Raises
-    ------
-    DataError
-        If there are no labelled photos, or not in the part that is wanted.
-    """
-    dataset = load_dataset(data, tree=bundle.tree, min_classes=1)
-    present = {photo.split for photo in dataset.photos}
-    wanted = split or next((part for part in ("test", "val") if part in present), None)
-    if wanted is None and present == {None}:
-        return dataset
-    if wanted is None or wanted not in present:
-        found = ", ".join(sorted(str(part) for part in present if part)) or "no parts"
-        raise DataError(
-            f"{dataset.shown}: wanted the {wanted or 'test or val'} part, got {found}; name another with --split"
-        )
-    return dataset.part(wanted)
-
-
-def evaluate_bundle(
-    bundle: Bundle, dataset: Dataset, *, on_photo: Callable[[int, int], None] | None = None
-) -> BundleScore:
-    """Run a bundle over labelled photos.
-
-    Parameters
-    ----------
-    bundle : Bundle
-        The recogniser.
-    dataset : Dataset
-        Loaded with the bundle's class tree.
-    on_photo : callable, optional
-        Called with (photos done, photos in all).
-
-    Raises
-    ------
-    DataError
-        If no photo is left: none could be used, or the bundle knows none of their classes.
-    """
-    known = [photo for photo in dataset.photos if photo.label >= 0]
-    probabilities, errors = bundle.predict_proba([photo.path for photo in known], on_photo=on_photo)
-    usable = [i for i in range(len(known)) if i not in errors]
-    if not usable:
-        raise DataError(
-            f"no photo of {dataset.shown} can be evaluated: {len(dataset.photos) - len(known)} have a class that "
-            f"the bundle does not know, {len(errors) + len(dataset.skipped)} cannot be used"
-        )
-    failed = tuple(
-        Skipped(known[i].name, known[i].path, error.fault, _say_fault(str(known[i].path), error))
-        for i, error in sorted(errors.items())
-    )
-    labels = np.array([known[i].label for i in usable])
-    groups = np.array([known[i].group for i in usable])
-    evaluation = evaluate(
-        probabilities[usable], labels, classes=bundle.tree.names, levels=list_levels(bundle.tree), groups=groups
-    )
-    n_unknown = len(dataset.photos) - len(known)
-    n_learnt = sum(known[i].sha256 in bundle.learnt_from for i in usable)
-    return BundleScore(evaluation, dataset.skipped + failed, n_unknown, dataset.unknown_labels, n_learnt)
 
 
 def list_levels(tree: ClassTree) -> list[tuple[str, tuple[str, ...], NDArray[np.intp]]]:
@@ -527,6 +468,8 @@ def write_bundle(
     provenance: Mapping[str, str | int | float | bool | None],
     learnt_from: Iterable[str] | None = None,
     names: Sequence[ClassName] | None = None,
+    trust: Trust | None = None,
+    bank: LearntBank | None = None,
 ) -> Bundle:
     """Write what a prediction needs into a folder: the graph, the head on its own, and last the manifest.
 
@@ -544,6 +487,10 @@ def write_bundle(
         Hashes of the photos that the head was fitted on.
     names : sequence of ClassName, length C, optional
         What people call the classes, in the order of the tree.
+    trust : Trust
+        What makes its answers trustworthy.
+    bank : LearntBank, optional
+        What was learnt, in few numbers a photo.
 
     Returns
     -------
@@ -552,13 +499,16 @@ def write_bundle(
     """
     from pomona import __version__
 
-    model = build_model(load_network(embedding), head)
+    trust = trust or Trust()
+    model = build_model(load_network(embedding), head, trust)
     tensors = save_tensors({"weights": head.weights, "bias": head.bias})
     contents = {MODEL_NAME: model, HEAD_NAME: tensors}
     if tuned := [one.tuned for one in embedding.backbones if one.tuned]:
         contents[TUNED_NAME] = tuned[0].path.read_bytes()
     if learnt_from is not None:
         contents[LEARNT_NAME] = list_learnt(learnt_from)
+    if bank is not None:
+        contents[BANK_NAME] = save_bank(bank)
     for name, content in contents.items():
         write_atomic(folder / name, content)
     manifest = Manifest(
@@ -583,6 +533,7 @@ def write_bundle(
                 for one in embedding.backbones
             ),
         ),
+        trust=list_trust(trust),
         provenance=dict(provenance),
         files={name: hash_bytes(content) for name, content in contents.items()},
     ).seal()
@@ -599,6 +550,20 @@ def list_classes(tree: ClassTree, names: Sequence[ClassName] | None = None) -> t
     )
 
 
+def list_trust(trust: Trust) -> TrustEntry:
+    """Trust as the manifest holds it."""
+    found = trust.detector
+    return TrustEntry(
+        link=LinkEntry(width=trust.link.width, sharpness=trust.link.sharpness),
+        unknown=None
+        if found is None
+        else UnknownEntry(
+            kind=found.kind, middles=found.middles, spreads=found.spreads, threshold=float(found.threshold)
+        ),
+        promise=None if trust.promise is None else PromiseEntry(**asdict(trust.promise)),
+    )
+
+
 def list_learnt(hashes: Iterable[str]) -> bytes:
     """Content of the file that names the photos learnt from, one hash a line, sorted."""
     return "".join(f"{sha256}\n" for sha256 in sorted(hashes)).encode("ascii")
@@ -611,45 +576,6 @@ def save_tensors(tensors: dict[str, NDArray[np.float32]]) -> bytes:
     except ImportError as error:
         raise MissingPackageError("safetensors", "train", "to write a bundle") from error
     return bytes(save(tensors))
-
-
-def build_model(network: Path, head: Head) -> bytes:
-    """Append a head to an embedding's network.
-
-    Parameters
-    ----------
-    network : Path
-        ONNX file with an output ``features`` (N, D).
-    head : Head
-        C classes on D features.
-
-    Returns
-    -------
-    bytes
-        ONNX model with the outputs ``probabilities`` (N, C) and ``features`` (N, D).
-    """
-    try:
-        import onnx
-        from onnx import TensorProto, helper, numpy_helper
-    except ImportError as error:
-        raise MissingPackageError("onnx", "train", "to write a bundle") from error
-
-    model = onnx.load(network)
-    n_classes = len(head.bias)
-    model.graph.initializer.extend(
-        [numpy_helper.from_array(head.weights, "head_weights"), numpy_helper.from_array(head.bias, "head_bias")]
-    )
-    model.graph.node.extend(
-        [
-            helper.make_node("Gemm", ["features", "head_weights", "head_bias"], ["logits"], name="logits", transB=1),
-            helper.make_node("Softmax", ["logits"], ["probabilities"], name="probabilities", axis=1),
-        ]
-    )
-    features = model.graph.output.pop()
-    probabilities = helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ("N", n_classes))
-    model.graph.output.extend([probabilities, features])
-    model.graph.name = "pomona"
-    return bytes(model.SerializeToString())
 
 
 def load_bundle(folder: str | Path, *, n_workers: int | None = None) -> Bundle:

@@ -29,16 +29,18 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from pomona.bundle import Answer, Prediction
     from pomona.class_names import ClassName
     from pomona.clock import Progress
+    from pomona.comparison import Difference
     from pomona.effort import Forecast
     from pomona.enhancement_effect import Effects
     from pomona.evaluation import Evaluation, Metric
     from pomona.findings import Audit
+    from pomona.prediction import Answer, Prediction
     from pomona.run_log import Row
     from pomona.teaching import TeachResult
     from pomona.training import TrainResult
+    from pomona.trust import Baseline, Evidence, Kept, Promise
 
 EXIT_DATA, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -55,10 +57,12 @@ _STEPS = {
     "plan": "Planning",
     "features": "Computing features",
     "fit": "Fitting the head",
+    "trust": "Holding out photos",
     "start": "Preparing",
     "range": "Finding the rate",
     "train": "Training",
     "evaluate": "Evaluating",
+    "compare_runs": "Evaluating the other",
     "save": "Writing the run",
     "predict": "Predicting",
 }
@@ -320,29 +324,45 @@ def evaluate(
     split: Annotated[
         Literal["train", "val", "test"] | None, typer.Option(help="Part to take; by default test, else val, else all.")
     ] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="Another run folder: the same photos, and which of the two is right more often.")
+    ] = None,
     workers: Workers = None,
     as_json: Json = False,
 ) -> None:
-    """Measure a recogniser on labelled photos."""
-    from pomona.bundle import evaluate_bundle, load_bundle, load_labelled
+    """Measure a recogniser on labelled photos, alone or against another."""
+    from pomona.bundle import load_bundle
+    from pomona.bundle_score import compare_scores, evaluate_bundle, load_labelled
 
     bundle = load_bundle(run, n_workers=workers)
+    other = None if against is None else load_bundle(against, n_workers=workers)
     with _show_progress() as on_progress:
         dataset = load_labelled(bundle, data, split=split)
         score = evaluate_bundle(bundle, dataset, on_photo=functools.partial(on_progress, "evaluate"))
+        if other is not None:
+            known = load_labelled(other, data, split=split)
+            held_against = evaluate_bundle(other, known, on_photo=functools.partial(on_progress, "compare_runs"))
+            difference = compare_scores(score, held_against)
     if score.n_learnt:
         n_measured = score.evaluation.n
         of_these = f"{score.n_learnt:,} of these {n_measured:,} photos were" if n_measured > 1 else "this photo was"
         _warn(f"{of_these} learnt from: the numbers are too good")
+    if other is not None and held_against.n_learnt:
+        _warn(f"{held_against.n_learnt:,} of these photos were learnt from by {against}: its numbers are too good")
     if as_json:
-        _print_json(score.to_dict())
+        compared = {} if other is None else {"against": held_against.to_dict(), "difference": difference.to_dict()}
+        _print_json({**score.to_dict(), **compared})
         return
     out = _console(sys.stdout)
     _print_evaluation(out, score.evaluation, f"photos in {data}")
+    _print_trust(out, score.kept, score.baselines, bundle.promise)
+    if other is not None:
+        _print_difference(out, difference, run, against)
     if score.n_unknown_class:
         names = ", ".join(score.unknown_labels)
         count = "1 photo" if score.n_unknown_class == 1 else f"{score.n_unknown_class:,} photos"
-        _warn(f"left out, of classes that the recogniser does not know: {count} ({names})")
+        said = "" if score.found_unknown is None else f"; {score.found_unknown.value:.0%} of them are answered unknown"
+        _warn(f"left out, of classes that the recogniser does not know: {count} ({names}){said}")
     for one in score.skipped:
         _warn(f"{one.name}: {one.detail}")
 
@@ -852,6 +872,8 @@ def _print_training(out: Console, result: TrainResult) -> None:
     skipped = f", {n_skipped} skipped" if n_skipped else ""
     out.print(f"\nLearnt {len(result.dataset.tree)} classes from {n_train} photos{skipped}.", highlight=False)
     _print_evaluation(out, result.evaluation, result.evaluated_on)
+    if result.kept:
+        _print_trust(out, result.kept, result.baselines, result.bundle.promise, result.evidence)
     for note in result.notes:
         _warn(note)
 
@@ -945,6 +967,58 @@ def _show_name(answer: Answer | Prediction, language: str | None) -> str:
     return (language and getattr(answer, f"name_{language}")) or answer.label or ""
 
 
+def _print_trust(
+    out: Console,
+    kept: Kept,
+    baselines: Sequence[Baseline],
+    promise: Promise | None,
+    evidence: Evidence | None = None,
+) -> None:
+    """Simple ways beside it, what was forecast, and whether what is promised holds."""
+
+    def write(metric: Metric) -> str:
+        return f"{metric.value:.1%} ({metric.low:.1%} to {metric.high:.1%})"
+
+    said = [f"{_BASELINES[one.name]} {one.accuracy.value:.1%}" for one in baselines]
+    if evidence is not None:
+        said.insert(0, f"forecast from folds of what was learnt {write(evidence.held_out.accuracy)}")
+    if said:
+        out.print(f"Beside it: {', '.join(said)}.", highlight=False)
+    out.print(
+        f"How sure it says it is: off by {kept.after.ece:.1%} on average "
+        f"({kept.after.by_chance:.1%} would be chance on as many photos).",
+        highlight=False,
+    )
+    if promise is None or kept.covered is None:
+        return
+    right = "none is sure" if kept.sure_right is None else f"right on {write(kept.sure_right)}"
+    out.print(
+        f"Sure answers, promised right on {promise.share:.0%}: {right}; {kept.share_exact:.0%} of photos get a class, "
+        f"{kept.share_coarse:.0%} one above it, {kept.share_open:.0%} no sure answer.",
+        highlight=False,
+    )
+    away = "" if kept.turned_away is None else f" Called unknown, though known: {kept.turned_away.value:.1%}."
+    out.print(
+        f"Shortlists of {kept.shortlist_size:.1f} classes hold the right one on {write(kept.covered)}.{away}",
+        highlight=False,
+    )
+
+
+_BASELINES = {"most frequent": "always the most frequent class", "nearest": "the nearest photo's class"}
+
+
+def _print_difference(out: Console, found: Difference, run: Path, against: Path | None) -> None:
+    from pomona.comparison import write_points
+
+    out.print(
+        f"[bold]{found.verdict.capitalize()}[/]: on the same {found.n:,} photos, {write_points(found.gain)} points "
+        f"({write_points(found.low)} to {write_points(found.high)}); {found.n_better} right in {run} alone, "
+        f"{found.n_worse} in {against} alone; p = {found.p_value:.2g}.",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
 def _tabulate_predictions(
     answers: Sequence[Prediction], *, shows: Sequence[str] = (), language: str | None = None
 ) -> Table:
@@ -959,9 +1033,15 @@ def _tabulate_predictions(
         if answer.error is not None:
             table.add_row(*lead, f"[red]error[/]: {escape(answer.error)}", "", "")
             continue
-        rest = ", ".join(f"{escape(_show_name(one, language))} {one.score:.1%}" for one in answer.top[1:3])
-        best = escape(_show_name(answer, language))
-        table.add_row(*lead, f"[bold]{best}[/]", f"{answer.score:.1%}", f"[dim]{rest}[/]")
+        said = answer.answer or answer.top[0]
+        others = [one for one in answer.top[:3] if one.label != said.label][:2]
+        rest = ", ".join(f"{escape(_show_name(one, language))} {one.score:.1%}" for one in others)
+        best = f"[bold]{escape(_show_name(said, language))}[/]"
+        if answer.unknown:
+            table.add_row(*lead, f"[yellow]{best}[/]", "", f"[dim]nearest: {rest}[/]")
+            continue
+        doubt = " [yellow]?[/]" if answer.sure is False else ""
+        table.add_row(*lead, f"{best}{doubt}", f"{said.score:.1%}", f"[dim]{rest}[/]")
     return table
 
 
@@ -1001,7 +1081,10 @@ def _begin_csv() -> Callable[[Prediction], None]:
     def write_row(answer: Prediction) -> None:
         score = "" if answer.score is None else f"{answer.score:.6f}"
         called = (answer.name_en or "", answer.name_zh or "", answer.plu or "")
-        write((answer.file, answer.label or "", score, answer.error or "", *called))
+        said = answer.answer.label if answer.answer else ""
+        sure = "" if answer.sure is None else str(int(answer.sure))
+        found = (said, sure, "" if answer.error else str(int(answer.unknown)))
+        write((answer.file, answer.label or "", score, answer.error or "", *called, *found))
 
-    write(("file", "label", "score", "error", "name_en", "name_zh", "plu"))
+    write(("file", "label", "score", "error", "name_en", "name_zh", "plu", "answer", "sure", "unknown"))
     return write_row

@@ -64,11 +64,11 @@ class Nodes:
         """Nodes that no other is above."""
         return np.array([i for i, path in enumerate(self.paths) if len(path) == 1])
 
-    def weigh(self, probabilities: NDArray[np.floating]) -> NDArray[np.float64]:
+    def weigh(self, probabilities: NDArray[np.floating]) -> NDArray[np.float32]:
         """Probabilities (N, M) of the nodes from those (N, C) of the classes."""
-        return np.asarray(probabilities, np.float64) @ self.member
+        return np.asarray(probabilities, np.float32) @ self.member.astype(np.float32)
 
-    def choose(self, shares: NDArray[np.float64], least: float) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+    def choose(self, shares: NDArray[np.float32], least: float) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
         """Answer for each photo.
 
         Parameters
@@ -87,7 +87,7 @@ class Nodes:
             Whether it has it.
         """
         enough = shares >= least
-        rank = np.where(enough, self.sizes - np.minimum(shares, 1.0) / 2, np.inf)
+        rank = np.where(enough, self.sizes.astype(np.float32) - np.minimum(shares, 1) / 2, np.float32(np.inf))
         nodes, sure = rank.argmin(axis=1), np.asarray(enough.any(axis=1))
         nodes[~sure] = self.top[shares[~sure][:, self.top].argmax(axis=1)]
         return nodes, sure
@@ -259,7 +259,7 @@ def list_shortlist(probabilities: NDArray[np.floating], least: float) -> NDArray
     return order[: max(1, int((probabilities >= least).sum()))]
 
 
-_GRID = np.concatenate([np.linspace(0, 0.95, 39), 1 - np.geomspace(0.04, 1e-4, 20)])
+_GRID = np.concatenate([np.linspace(0, 0.96, 25), 1 - np.geomspace(0.03, 1e-3, 12)])
 
 
 def _check_share(share: float) -> None:

@@ -18,8 +18,8 @@ from pomona.samples import KINDS, SampleOptions, render_other, render_photo, wri
 from pomona.training import TrainOptions, train
 
 if TYPE_CHECKING:
-    from pomona.bundle import Prediction
     from pomona.clock import Progress
+    from pomona.prediction import Prediction
     from pomona.training import TrainResult
 
 N_KINDS = 12

@@ -24,7 +24,7 @@ DEFAULT_TEMPERATURE = 0.1
 """Where no photo can be held out; a score of 1 against 0 is then a probability ratio of e to the 10th."""
 
 _CHUNK_ROWS = 4096
-_WIDTHS = (0.3, 0.6, 1.0, 1.5, 2.2, 3.3, 5.0, 8.0)
+_WIDTHS = (0.5, 1.0, 1.5, 2.2, 4.0)
 """Tried, of logits that have their temperature."""
 
 
@@ -50,9 +50,13 @@ class Head:
         if self.weights.ndim != 2 or self.bias.shape != self.weights.shape[:1]:
             raise ValueError(f"wanted weights (C, D) and bias (C,), got {self.weights.shape} and {self.bias.shape}")
 
+    def score(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits (N, C) of features (N, D)."""
+        return np.asarray(vectors @ self.weights.T + self.bias, np.float32)
+
     def predict_proba(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
         """Probabilities (N, C) of features (N, D)."""
-        return softmax(vectors @ self.weights.T + self.bias)
+        return softmax(self.score(vectors))
 
 
 @dataclass(frozen=True)

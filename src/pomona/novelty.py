@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-SKETCH_DIM = 512
+SKETCH_DIM = 256
 """Numbers that features are added up to before distances are taken."""
 
 CANDIDATES: tuple[tuple[str, ...], ...] = (
@@ -37,7 +37,7 @@ CANDIDATES: tuple[tuple[str, ...], ...] = (
 )
 """Measures that are compared, alone and in sums; the first is taken where nothing can be compared."""
 
-_AXES = 128  # of the subspace whose residual is taken
+_AXES = 64  # of the subspace whose residual is taken
 _STEADY = 1.0  # share of the mean variance that each direction is given more
 _EPSILON = 1e-12
 
@@ -56,6 +56,11 @@ class Bank:
 
     vectors: NDArray[np.float32]
     labels: NDArray[np.intp]
+
+
+def needs_bank(kind: Sequence[str]) -> bool:
+    """Whether any of the measures is a distance from what was learnt."""
+    return any(one != "energy" for one in kind)
 
 
 def sketch_vectors(vectors: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -97,6 +97,13 @@ def plan_parts(
     if "test" in present:
         lost = _note_lost_parts(dataset, "the L2 strength was chosen by cross-validation inside train instead")
         return placed, PartPlan("val" if "val" in present else None, "test", "photos of the test part", lost)
+    if not tunes:  # folds of train choose as well, and val is then seen once, to report on it
+        return placed, PartPlan(
+            None,
+            "val",
+            "photos of the val part",
+            _note_lost_parts(dataset, "the numbers are measured on the val part instead"),
+        )
     note = f"{chosen} chosen on the same val photos that the numbers are measured on."
     lost = _note_lost_parts(dataset, "the numbers are measured on the val part instead")
     return placed, PartPlan("val", "val", "photos of the val part", (note, *lost))

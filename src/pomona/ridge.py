@@ -8,6 +8,7 @@ photos gives the fit, the held-out scores of every fold, and the means to change
 from __future__ import annotations
 
 import time
+from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -31,6 +32,7 @@ from pomona.inverse import (
     invert_factor,
     invert_symmetric,
     solve_factor,
+    square_factor,
 )
 from pomona.ridge_state import Ridge, make_head, one_hot
 
@@ -349,9 +351,8 @@ class Study:
         ----------
         Rifkin and Lippert, Notes on regularized least squares, MIT-CSAIL-TR-2007-025.
         """
-        triangle, ones = self._invert(), self._solution.ones[places]
-        columns = triangle[:, places]
-        block = columns.T @ columns - np.outer(ones / self._solution.ones.sum(), ones)
+        ones = self._solution.ones[places]
+        block = self._inverse[np.ix_(places, places)] - np.outer(ones / self._solution.ones.sum(), ones)
         missed = np.linalg.solve(block, self._solution.duals[places + 1])
         return (one_hot(self.labels[places], self.n_classes) - missed) / self._chosen.temperature
 
@@ -365,12 +366,14 @@ class Study:
         scores = self._kernel[np.ix_(asked, learnt)] @ duals[1:] + duals[0]
         return np.asarray(scores / self._chosen.temperature)
 
-    def _invert(self) -> NDArray[np.float64]:
+    @cached_property
+    def _inverse(self) -> NDArray[np.float64]:
+        """Of the penalised kernel, (N, N)."""
+        table = self._solution.triangle.copy()
         if not self._solution.is_inverse:
-            triangle = self._solution.triangle.copy()
-            invert_factor(triangle)
-            self._solution = self._solution._replace(triangle=triangle, is_inverse=True)
-        return self._solution.triangle
+            invert_factor(table)
+        square_factor(table)
+        return table
 
 
 class _Problem:

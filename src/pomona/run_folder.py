@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pomona.audit_page import write_audit_page
-from pomona.bundle import HEAD_NAME, LEARNT_NAME, MODEL_NAME, TUNED_NAME, write_bundle
+from pomona.bundle import HEAD_NAME, LEARNT_NAME, TUNED_NAME, write_bundle
 from pomona.clock import Stage
 from pomona.confusion_map import draw_confusion
 from pomona.curves import CHINESE, ENGLISH, draw_learning_curves, draw_lr_curve
@@ -31,7 +31,10 @@ from pomona.errors import BundleError, PhotoError
 from pomona.evaluation import mistakes
 from pomona.files import MANIFEST_NAME, storage_errors, write_atomic
 from pomona.findings import COLUMNS, list_rows
+from pomona.learnt_bank import BANK_NAME
+from pomona.model_file import MODEL_NAME
 from pomona.photo import decode_photo, read_unchanged
+from pomona.prediction import Speaker
 from pomona.projection import scale_rows
 from pomona.report import N_CARDS, N_CONFUSED, ClassCount, ConfusedPair, MistakeCard, ReportData, write_report
 from pomona.run_log import RESULTS_NAME
@@ -50,6 +53,7 @@ if TYPE_CHECKING:
     from pomona.evaluation import Evaluation
     from pomona.findings import Audit
     from pomona.head import Fit, Head
+    from pomona.learnt_bank import LearntBank
     from pomona.lr_range import RangeResult
     from pomona.report import Language
     from pomona.run_log import Row
@@ -76,6 +80,7 @@ RUN_FILES = frozenset(
         "report.html",
         CHANGES_NAME,
         TUNED_NAME,
+        BANK_NAME,
         *TUNING_FILES,
     }
 )
@@ -128,6 +133,10 @@ class Run:
         What it rests on; none where no photo could be held out.
     kept : Kept, optional
         How its promises fare on the photos that the numbers are measured on.
+    strangeness : ndarray of shape (N,), float32, optional
+        How strange these photos are.
+    bank : LearntBank, optional
+        What was learnt, in few numbers a photo.
     baselines : tuple of Baseline
         What simple ways have right on these photos.
     language : {"en", "zh"}
@@ -156,6 +165,8 @@ class Run:
     trust: Trust = field(default_factory=Trust)
     evidence: Evidence | None = None
     kept: Kept | None = None
+    strangeness: NDArray[np.float32] | None = None
+    bank: LearntBank | None = None
     baselines: tuple[Baseline, ...] = ()
     language: Language = "en"
     names: tuple[ClassName, ...] = ()
@@ -197,6 +208,8 @@ def write_run(folder: Path, run: Run, stages: Sequence[Stage]) -> Bundle:
         provenance=_list_provenance(run),
         learnt_from={photo.sha256 for photo in run.dataset.part("train").photos if photo.label >= 0},
         names=run.names,
+        trust=run.trust,
+        bank=run.bank,
     )
     _repeat_predictions(bundle, run)
     write_atomic(folder / "metrics.json", _to_json(run.evaluation.to_dict(confusion=True)))
@@ -243,8 +256,11 @@ def _repeat_predictions(bundle: Bundle, run: Run) -> None:
     """Run a few photos through the saved graph, from their bytes on, and compare."""
     chosen = np.unique(np.linspace(0, len(run.reported.photos) - 1, _N_REPEATED).astype(int))
     contents = {row: data for row in chosen if (data := _read_unchanged(run.reported.photos[row])) is not None}
-    repeated, _ = bundle.predict_proba(list(contents.values()))
-    difference = float(np.abs(repeated - run.probabilities[list(contents)]).max(initial=0))
+    repeated = bundle.measure(list(contents.values()))
+    difference = float(np.abs(repeated.probabilities - run.probabilities[list(contents)]).max(initial=0))
+    if run.strangeness is not None and repeated.strangeness is not None:
+        strange = np.abs(repeated.strangeness - run.strangeness[list(contents)])
+        difference = max(difference, float(strange.max(initial=0)))
     if not difference <= _TOLERANCE:
         raise BundleError(
             f"the saved graph does not repeat what was measured: wanted probabilities within {_TOLERANCE}, "
@@ -299,12 +315,19 @@ def write_csv(rows: Iterable[Sequence[object]]) -> str:
 
 def _list_predictions(run: Run) -> str:
     names = run.dataset.tree.names
-    best = np.argsort(-run.probabilities, axis=1, kind="stable")[:, :2]
-    rows: list[Sequence[object]] = [("file_name", "label", "predicted", "score", "second", "second_score", "correct")]
-    for photo, (first, second), shares in zip(run.reported.photos, best, run.probabilities, strict=True):
-        scores = f"{shares[first]:.6f}", f"{shares[second]:.6f}"
-        correct = int(photo.label == first)
-        rows.append((photo.name, names[photo.label], names[first], scores[0], names[second], scores[1], correct))
+    speaker = Speaker(run.dataset.tree, run.names, run.trust.promise)
+    header = ("file_name", "label", "predicted", "score", "second", "second_score", "correct")
+    rows: list[Sequence[object]] = [(*header, "answer", "sure", "unknown", "strangeness")]
+    strange = [None] * len(run.reported.photos) if run.strangeness is None else run.strangeness.tolist()
+    for photo, shares, strangeness in zip(run.reported.photos, run.probabilities, strange, strict=True):
+        said = speaker.speak(photo.name, shares, strangeness, n_top=2)
+        first, second = said.top
+        correct = int(names[photo.label] == first.label)
+        found = (photo.name, names[photo.label], first.label, f"{first.score:.6f}", second.label, f"{second.score:.6f}")
+        sure = "" if said.sure is None else int(said.sure)
+        strangeness_text = "" if strangeness is None else f"{strangeness:.6f}"
+        answer = said.answer.label if said.answer else ""
+        rows.append((*found, correct, answer, sure, int(said.unknown), strangeness_text))
     return write_csv(rows)
 
 

@@ -13,7 +13,7 @@ import difflib
 import io
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,7 +24,6 @@ from pomona.bundle import (
     BUNDLE_FORMAT,
     HEAD_NAME,
     LEARNT_NAME,
-    MODEL_NAME,
     Bundle,
     list_classes,
     list_learnt,
@@ -41,13 +40,14 @@ from pomona.errors import (
     BundleError,
     DataError,
     FitError,
-    MissingPackageError,
     NotFiniteError,
     OptionError,
     PhotoError,
 )
 from pomona.files import MANIFEST_NAME, hash_bytes, new_folder, storage_errors, write_atomic
 from pomona.learnt import Learnt, is_too_many, load_learnt, save_learnt
+from pomona.learnt_bank import BANK_NAME, LearntBank, save_bank
+from pomona.model_file import MODEL_NAME, replace_head
 from pomona.photo import read_photo_bytes, read_unchanged
 from pomona.ridge import MAX_BYTES
 from pomona.run_folder import CHANGES_NAME, write_csv
@@ -59,7 +59,6 @@ if TYPE_CHECKING:
 
     from pomona.bundle import ClassEntry, Manifest
     from pomona.clock import Progress, Stage
-    from pomona.head import Head
     from pomona.ridge import Ridge
 
 
@@ -203,7 +202,12 @@ def add_class(
             hashes = np.append(learnt.photos, [sha256 for _, sha256 in new])
             learnt = learnt.change(lambda ridge: _add(ridge, vectors, number, bundle.tree, tree), hashes)
         with steps.step("save"):
-            bundle, renamed = _replace_bundle(bundle, tree, learnt, ("add", label, len(new)))
+            bank = bundle.bank
+            if bank is not None:
+                own = tree.paths.index(path) if found is None else found
+                names = tuple(show_text(photo.name) for photo, _ in new)
+                bank = bank.renumber(bundle.tree, tree).add(vectors, own, names)
+            bundle, renamed = _replace_bundle(bundle, tree, learnt, bank, ("add", label, len(new)))
     notes = renamed if new else (f"nothing was changed: what can be used of these photos was learnt as {label} before",)
     return TeachResult(
         bundle, "add", label, found is None, len(new), n_known, len(learnt.photos), skipped, notes, tuple(steps.stages)
@@ -257,7 +261,8 @@ def remove_class(run: str | Path, name: str, *, on_progress: Progress | None = N
         order = np.array([tree.paths.index(path) for path in paths])
         learnt = learnt.change(lambda ridge: ridge.remove_class(number).renumber(order), kept)
     with steps.step("save"):
-        bundle, renamed = _replace_bundle(bundle, tree, learnt, ("remove", label, n_forgotten))
+        bank = None if bundle.bank is None else bundle.bank.remove(number).renumber(bundle.tree, tree)
+        bundle, renamed = _replace_bundle(bundle, tree, learnt, bank, ("remove", label, n_forgotten))
     return TeachResult(bundle, "remove", label, False, n_forgotten, 0, len(kept), (), renamed, tuple(steps.stages))
 
 
@@ -341,18 +346,27 @@ def _add(ridge: Ridge, vectors: NDArray[np.float32], number: int, old: ClassTree
 
 
 def _replace_bundle(
-    bundle: Bundle, tree: ClassTree, learnt: Learnt, change: tuple[Literal["add", "remove"], str, int]
+    bundle: Bundle,
+    tree: ClassTree,
+    learnt: Learnt,
+    bank: LearntBank | None,
+    change: tuple[Literal["add", "remove"], str, int],
 ) -> tuple[Bundle, tuple[str, ...]]:
     """Write the run folder anew with another head, and what was learnt; in place whole, or not at all."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
     head = learnt.ridge.to_head()
     with storage_errors(f"read {bundle.folder / MODEL_NAME}"):
         model = (bundle.folder / MODEL_NAME).read_bytes()
+    trust = bundle.trust
+    if trust.detector is not None and bank is not None:
+        trust = replace(trust, detector=trust.detector.relearn(bank.bank))
     contents = {
-        MODEL_NAME: replace_head(model, head),
+        MODEL_NAME: replace_head(model, head, trust),
         HEAD_NAME: save_tensors({"weights": head.weights, "bias": head.bias}),
         LEARNT_NAME: list_learnt(set(learnt.photos.tolist())),
     }
+    if bank is not None:
+        contents[BANK_NAME] = save_bank(bank)
     manifest = _renew_manifest(bundle.manifest, tree, now, len(learnt.photos), contents)
     with new_folder(bundle.folder) as folder:
         with storage_errors(f"copy {bundle.folder}"):
@@ -421,41 +435,3 @@ def _list_changes(path: Path, row: Sequence[object]) -> str:
         list(csv.reader(io.StringIO(path.read_text(encoding="utf-8")))) if path.exists() else []
     )
     return write_csv([*(rows or [("time", "action", "class", "n_photos")]), row])
-
-
-def replace_head(model: bytes, head: Head) -> bytes:
-    """Put another head into a bundle's graph.
-
-    Parameters
-    ----------
-    model : bytes
-        ONNX model that `pomona.bundle.build_model` made.
-    head : Head
-        C classes on the features of that model.
-
-    Returns
-    -------
-    bytes
-        The model with this head; all else is as it was.
-
-    Raises
-    ------
-    BundleError
-        If the graph has no head that can be replaced.
-    """
-    try:
-        import onnx
-        from onnx import numpy_helper
-    except ImportError as error:
-        raise MissingPackageError("onnx", "train", "to write a bundle") from error
-
-    graph = onnx.load_model_from_string(model)
-    tensors = {"head_weights": head.weights, "head_bias": head.bias}
-    places = {one.name: one for one in graph.graph.initializer if one.name in tensors}
-    outputs = [one for one in graph.graph.output if one.name == "probabilities"]
-    if places.keys() != tensors.keys() or len(outputs) != 1:
-        raise BundleError(f"{MODEL_NAME}: wanted a graph with the head of a bundle, got one without; train again")
-    for name, place in places.items():
-        place.CopyFrom(numpy_helper.from_array(tensors[name], name))
-    outputs[0].type.tensor_type.shape.dim[1].dim_value = len(head.bias)
-    return bytes(graph.SerializeToString())

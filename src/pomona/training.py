@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, get_args
+from typing import TYPE_CHECKING, Annotated, NamedTuple, get_args
 
 import numpy as np
 
@@ -18,9 +18,10 @@ from pomona.audit import audit_photos, note_audit, settle_audit
 from pomona.backbone import choose_layer, is_embedded
 from pomona.bundle import list_levels
 from pomona.checkpoint import clear_run, read_precision
-from pomona.class_names import find_class_names, match_class_names, read_class_names
+from pomona.class_names import Language, find_class_names, match_class_names, read_class_names
 from pomona.class_tree import show_text
 from pomona.clock import Clock
+from pomona.conformal import Nodes
 from pomona.dataset import (
     Dataset,
     Split,
@@ -31,15 +32,30 @@ from pomona.effort import Effort, choose_effort, choose_precision, forecast, mea
 from pomona.embedding import Embedding
 from pomona.enhancement import parse_enhancement
 from pomona.errors import DataError, MissingPackageError, NotFiniteError, OptionError, StorageError
-from pomona.evaluation import evaluate
+from pomona.evaluation import evaluate, measure_share
 from pomona.features import Features, extract_features, list_missing, release_pages
 from pomona.files import new_folder
 from pomona.findings import Audit, CheckLevel
+from pomona.head import softmax
 from pomona.learnt import Learnt, save_learnt
-from pomona.parts import PartPlan, list_folds, note_copies, note_data, plan_parts
-from pomona.ridge import RIDGE_STRENGTHS, fit_ridge
+from pomona.learnt_bank import LearntBank
+from pomona.novelty import sketch_vectors
+from pomona.parts import N_FOLDS, PartPlan, list_folds, note_copies, note_data, plan_parts
+from pomona.ridge import RIDGE_STRENGTHS, study_ridge
 from pomona.run_folder import Run, write_run
 from pomona.run_place import check_output, check_place, choose_output, find_tuning_folder, name_data
+from pomona.trust import (
+    N_REPEATS,
+    PROMISE,
+    TURNED_AWAY,
+    Trust,
+    TrustOptions,
+    check_promise,
+    check_trust,
+    measure_baselines,
+    note_trust,
+    study_trust,
+)
 from pomona.tuning import TuneOptions, enlarge_side
 
 if TYPE_CHECKING:
@@ -55,8 +71,9 @@ if TYPE_CHECKING:
     from pomona.evaluation import Evaluation
     from pomona.head import Fit, Head
     from pomona.lr_range import RangeResult
-    from pomona.ridge import Ridge
+    from pomona.ridge import Ridge, Study
     from pomona.run_log import Row
+    from pomona.trust import Baseline, Evidence, Kept
 
 TUNED_BACKBONE, TUNED_SIZE_PX = "lite2", 288
 """What is trained by gradients where nothing is named; measured in docs/decisions/0015."""
@@ -118,6 +135,11 @@ class TrainOptions(TuneOptions):
     seed: Annotated[int, "Decides which photos are kept apart, and all that training draws."] = 0
     check: Annotated[CheckLevel, "What to look for in the photos before; none parts copies and bursts, too."] = "quick"
     enhance: Annotated[str, "Done to every photo first, such as white-balance,clahe; see pomona enhance."] = ""
+    promise: Annotated[float, "Share of sure answers to be right; others become coarser, such as Apple."] = PROMISE
+    turn_away: Annotated[float, "Share of known photos that may be answered unknown."] = TURNED_AWAY
+    folds: Annotated[int, "Parts that photos learnt from are held out in, to calibrate and to promise."] = N_FOLDS
+    repeats: Annotated[int, "How often these are drawn."] = N_REPEATS
+    language: Annotated[Language, "Of the report."] = "en"
     workers: Annotated[int | None, "Threads for decoding and the network; by default every core."] = None
     names: Annotated[
         Path | None, "Table of names and PLU codes; by default classes.csv among the photos, if it is."
@@ -134,6 +156,12 @@ class TrainOptions(TuneOptions):
             parse_time(self.time)
         if not 0 < self.val_share < 1:
             raise OptionError(f"val-share: wanted a share between 0 and 1, got {self.val_share}")
+        for name in ("promise", "turn_away"):
+            if not 0 < getattr(self, name) < 1:
+                shown = name.replace("_", "-")
+                raise OptionError(f"{shown}: wanted a share between 0 and 1, got {getattr(self, name)}")
+        if not 2 <= self.folds <= 50 or not 1 <= self.repeats <= 20:
+            raise OptionError(f"wanted 2 to 50 folds and 1 to 20 repeats, got {self.folds} and {self.repeats}")
         if self.workers is not None and self.workers < 1:
             raise OptionError(f"workers: wanted 1 or more, got {self.workers}")
 
@@ -141,6 +169,16 @@ class TrainOptions(TuneOptions):
         """Options by name, paths as text fit to be written."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: show_text(str(value)) if isinstance(value, Path) else value for name, value in values.items()}
+
+    def list_trust(self) -> TrustOptions:
+        """What is promised, and how it is found out."""
+        return TrustOptions(
+            promise=self.promise,
+            turned_away=self.turn_away,
+            n_folds=self.folds,
+            n_repeats=self.repeats,
+            seed=self.seed,
+        )
 
     @property
     def refits(self) -> bool:
@@ -186,6 +224,12 @@ class TrainResult:
         Time of each step, in order.
     interrupted : bool
         Whether training was stopped by a key before its end.
+    evidence : Evidence, optional
+        What was found on photos held out; None where none could be.
+    kept : Kept, optional
+        How promises fare on the photos kept apart.
+    baselines : tuple of Baseline
+        What simple ways have right on these.
     """
 
     bundle: Bundle
@@ -195,6 +239,9 @@ class TrainResult:
     notes: tuple[str, ...]
     stages: tuple[Stage, ...]
     interrupted: bool = False
+    evidence: Evidence | None = None
+    kept: Kept | None = None
+    baselines: tuple[Baseline, ...] = ()
 
 
 def train(
@@ -254,7 +301,7 @@ def train(
         learnt = replace(learnt, notes=(*fell_back, *learnt.notes))
     audit = settle_audit(audit, learnt.dataset)
     with clock.step("evaluate"):
-        reported, probabilities, evaluation = _score_part(learnt.features, plan.report_on, learnt.head)
+        scored = _score_part(learnt, plan.report_on)
 
     called = match_class_names(table, learnt.dataset.tree)
     run = Run(
@@ -264,18 +311,26 @@ def train(
         dataset=learnt.dataset,
         head=learnt.head,
         fits=learnt.fits,
-        reported=reported,
-        probabilities=probabilities,
-        evaluation=evaluation,
+        reported=scored.reported,
+        probabilities=scored.probabilities,
+        evaluation=scored.evaluation,
         evaluated_on=plan.evaluated_on,
         notes=(
             *plan.notes,
             *learnt.notes,
             *(note_copies(learnt.dataset) if audit.level == "none" else note_audit(audit)),
-            *note_data(learnt.dataset, evaluation.n),
+            *note_trust(learnt.trust, learnt.evidence),
+            *note_data(learnt.dataset, scored.evaluation.n),
             *called.notes,
         ),
         audit=audit,
+        trust=learnt.trust,
+        evidence=learnt.evidence,
+        kept=scored.kept,
+        strangeness=scored.strangeness,
+        bank=learnt.bank,
+        baselines=scored.baselines,
+        language=options.language,
         curve=learnt.curve,
         range_result=learnt.range_result,
         tuning_folder=learnt.tuning_folder,
@@ -291,9 +346,12 @@ def train(
                 clear_run(learnt.tuning_folder)
     return TrainResult(
         bundle=replace(bundle, folder=output),
-        evaluation=evaluation,
+        evaluation=scored.evaluation,
         evaluated_on=plan.evaluated_on,
         dataset=learnt.dataset,
+        evidence=learnt.evidence,
+        kept=scored.kept,
+        baselines=scored.baselines,
         notes=notes,
         stages=tuple(clock.stages),
         interrupted=learnt.interrupted,
@@ -314,6 +372,8 @@ class _Learnt:
         All usable photos.
     notes : tuple of str
         What to know.
+    trust, evidence, bank
+        What makes its answers trustworthy, what that rests on, and what was learnt in few numbers a photo.
     fits, ridge
         Of the closed form.
     curve, range_result, tuning_folder, interrupted
@@ -325,6 +385,9 @@ class _Learnt:
     features: Features
     dataset: Dataset
     notes: tuple[str, ...]
+    trust: Trust = field(default_factory=Trust)
+    evidence: Evidence | None = None
+    bank: LearntBank | None = None
     fits: tuple[Fit, ...] = ()
     ridge: Ridge | None = None
     curve: tuple[Row, ...] = ()
@@ -368,8 +431,36 @@ def _fit_features(
     smaller, dropped = drop_empty_classes(features.dataset)
     features = replace(features, dataset=smaller)
     with clock.step("fit"):
-        head, fits, ridge = _fit_parts(features, plan, options.seed, clock)
-    return _Learnt(embedding, head, features, features.dataset, dropped, fits, ridge)
+        head, fits, ridge, study = _fit_parts(features, plan, options, clock)
+    with clock.step("trust"):
+        trust, evidence, bank = _find_trust(features, plan, (head, study), options, clock)
+    return _Learnt(embedding, head, features, features.dataset, dropped, trust, evidence, bank, fits, ridge)
+
+
+def _find_trust(
+    features: Features, plan: PartPlan, fitted: tuple[Head, Study], options: TrainOptions, clock: Clock
+) -> tuple[Trust, Evidence | None, LearntBank]:
+    """On folds of what was learnt find out how far to trust; where a network was trained on it, on what was apart."""
+    head, study = fitted
+    labels, groups, tree = features.dataset.labels, features.dataset.groups, features.dataset.tree
+    names = tuple(features.dataset.photos[row].name for row in study.rows)
+    bank = LearntBank.make(features.vectors[study.rows], study.labels, names)
+    asked = options.list_trust()
+    if options.tune is None:
+        steps = clock.counter(asked.n_repeats + 2)
+        found = study_trust(study, bank.bank.vectors, groups[study.rows], tree, asked, on_step=steps)
+    else:
+        splits = np.array([photo.split for photo in features.dataset.photos])
+        rows = np.flatnonzero((splits == plan.choose_on) & (labels >= 0))
+        vectors = features.vectors[rows]
+        logits, sketches = head.score(vectors), sketch_vectors(vectors)
+        found = (
+            check_trust(logits, labels[rows], groups[rows], tree, asked, sketches=sketches, bank=bank.bank)
+            if len(rows)
+            else None
+        )
+    trust, evidence = found or (Trust(), None)
+    return trust, evidence, bank
 
 
 def _require_tuning() -> None:
@@ -429,7 +520,13 @@ def _tune(
         reported = result.dataset.part(plan.report_on)
         with clock.step("features", reported.n_photos):
             features, embedding, fell_back = _extract_features(reported, result.embedding, options.workers, clock)
-        learnt = _Learnt(embedding, result.head, features, _leave_out(result.dataset, reported, features), fell_back)
+        left = _leave_out(result.dataset, reported, features)
+        learnt = _Learnt(embedding, result.head, features, left, fell_back)
+        if plan.report_on == plan.choose_on and features.dataset.photos:
+            known = features.dataset
+            logits = result.head.score(features.vectors)
+            trust, evidence = check_trust(logits, known.labels, known.groups, known.tree, options.list_trust())
+            learnt = replace(learnt, trust=trust, evidence=evidence)
     return replace(
         learnt,
         notes=(*result.notes, *learnt.notes),
@@ -539,8 +636,8 @@ def _extract_features(
 
 
 def _fit_parts(
-    features: Features, plan: PartPlan, seed: int, clock: Clock
-) -> tuple[Head, tuple[Fit, ...], Ridge | None]:
+    features: Features, plan: PartPlan, options: TrainOptions, clock: Clock
+) -> tuple[Head, tuple[Fit, ...], Ridge | None, Study]:
     labels = features.dataset.labels
     splits = np.array([photo.split for photo in features.dataset.photos])
     train_rows = np.flatnonzero((splits == "train") & (labels >= 0))
@@ -548,9 +645,11 @@ def _fit_parts(
     if plan.choose_on and len(chosen_rows):
         folds = [(train_rows, chosen_rows)]
     else:
-        parts = list_folds(labels[train_rows], features.dataset.groups[train_rows], seed=seed)
+        parts = list_folds(
+            labels[train_rows], features.dataset.groups[train_rows], seed=options.seed, n_folds=options.folds
+        )
         folds = [(train_rows[fitted], train_rows[held_out]) for fitted, held_out in parts]
-    return fit_ridge(
+    return study_ridge(
         features.vectors,
         np.maximum(labels, 0),  # those of no class that is learnt are in none of the rows
         len(features.dataset.tree),
@@ -572,20 +671,51 @@ def _keep_learnt(bundle: Bundle, ridge: Ridge | None, dataset: Dataset) -> tuple
     return ()
 
 
-def _score_part(features: Features, split: Split, head: Head) -> tuple[Dataset, NDArray[np.float32], Evaluation]:
+class _Scored(NamedTuple):
+    """What was measured on the photos that are reported on."""
+
+    reported: Dataset
+    probabilities: NDArray[np.float32]
+    evaluation: Evaluation
+    kept: Kept
+    strangeness: NDArray[np.float32] | None
+    baselines: tuple[Baseline, ...]
+
+
+def _score_part(learnt: _Learnt, split: Split) -> _Scored:
+    features, trust = learnt.features, learnt.trust
     rows = [i for i, photo in enumerate(features.dataset.photos) if photo.split == split and photo.label >= 0]
     if not rows:
         raise DataError(
             f"{features.dataset.shown}: no photo of the {split} part is usable and of a class that train has"
         )
     dataset = replace(features.dataset, photos=tuple(features.dataset.photos[row] for row in rows))
-    parts = []
+    logits, strange, sketches = [], [], []
     for start in range(0, len(rows), _ROWS_PER_PART):  # by parts: a table of many photos is in a file, and stays there
-        parts.append(head.predict_proba(features.vectors[rows[start : start + _ROWS_PER_PART]]))
+        vectors = features.vectors[rows[start : start + _ROWS_PER_PART]]
+        logits.append(learnt.head.score(vectors))
+        strange.append(trust.measure_strangeness(vectors, logits[-1]))
+        sketches.append(sketch_vectors(vectors))
         release_pages(features.vectors)
-    probabilities = np.concatenate(parts)
-    tree = dataset.tree
+    table, tree = np.concatenate(logits), dataset.tree
+    strangeness = None if trust.detector is None else np.concatenate([one for one in strange if one is not None])
+    probabilities = trust.to_probabilities(table)
     evaluation = evaluate(
         probabilities, dataset.labels, classes=tree.names, levels=list_levels(tree), groups=dataset.groups
     )
-    return dataset, probabilities, evaluation
+    away = None if strangeness is None else measure_share(strangeness >= 0.5, dataset.groups)
+    kept = check_promise(
+        trust.promise,
+        probabilities,
+        dataset.labels,
+        dataset.groups,
+        Nodes.of(tree),
+        before=softmax(table),
+        turned_away=away,
+    )
+    bank = None if learnt.bank is None else learnt.bank.bank
+    learnt_labels = learnt.dataset.part("train").labels
+    baselines = measure_baselines(
+        learnt_labels[learnt_labels >= 0], bank, np.concatenate(sketches), dataset.labels, dataset.groups
+    )
+    return _Scored(dataset, probabilities, evaluation, kept, strangeness, baselines)

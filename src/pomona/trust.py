@@ -31,6 +31,7 @@ from pomona.novelty import (
     sketch_vectors,
 )
 from pomona.parts import N_FOLDS, list_folds
+from pomona.projection import iter_blocks, scale_rows
 from pomona.reliability import Reliability, measure_reliability
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ TURNED_AWAY = 0.05
 N_REPEATS = 3
 
 _LARGEST_SHARE = 0.2  # of its class that a group counts as: no more than a fold would leave out of it
-_CURVE_SHARES = (0.1, 0.2, 0.4, 0.7, 1.0)
+_CURVE_SHARES = (0.125, 0.25, 0.5, 1.0)
 _N_DRAWN = 400
 _FEW_GROUPS = 50
 
@@ -122,7 +123,7 @@ class Kept:
     accuracy : Metric
         Share right, of the most probable class.
     before, after : Reliability
-        Without and with the link.
+        Without and with the link; the first is None where only the answers are at hand.
     covered : Metric or None
         Shortlists that hold the right class.
     shortlist_size : float
@@ -138,7 +139,7 @@ class Kept:
     """
 
     accuracy: Metric
-    before: Reliability
+    before: Reliability | None
     after: Reliability
     covered: Metric | None
     shortlist_size: float
@@ -287,15 +288,24 @@ def study_trust(
     asked = np.concatenate([held for draw in draws for _, held, _ in draw])
     logits = np.concatenate([found for draw in draws for _, _, found in draw]).astype(np.float32)
     weights = weigh_photos(labels, groups)[asked]
-    link = fit_link(logits, labels[asked], weights)
+    first = sum(len(held) for _, held, _ in draws[0])
+    link = fit_link(logits[:first], labels[asked[:first]], weights[:first])
     detector, candidates, strangeness = _choose_detector(study, sketches, draws[0], link)
     detector = replace(detector, threshold=_fit_threshold(strangeness, groups, labels, options))
     step()
-    first = sum(len(held) for _, held, _ in draws[0])
     found = (logits, labels[asked], groups[asked], weights)
     trust, trades, nodes = _make_promise(link, detector, found, tree, options, n=first)
     away = strangeness[1] > detector.threshold
-    kept = check_promise(trust, logits, labels[asked], groups[asked], nodes, weights=weights, turned_away=None, n=first)
+    kept = check_promise(
+        trust.promise,
+        trust.to_probabilities(logits),
+        labels[asked],
+        groups[asked],
+        nodes,
+        before=softmax(logits),
+        weights=weights,
+        n=first,
+    )
     rows = strangeness[0]
     kept = replace(kept, turned_away=measure_weighted(away, groups[rows], weigh_photos(labels, groups)[rows]))
     curve = _measure_curve(study, groups, options)
@@ -532,17 +542,26 @@ def check_trust(
     detector = replace(detector, threshold=threshold)
     trust, trades, nodes = _make_promise(link, detector, (logits, labels, groups, None), tree, options, n=len(labels))
     away = measure_share(sums > threshold, groups)
-    kept = check_promise(trust, logits, labels, groups, nodes, turned_away=away)
+    kept = check_promise(
+        trust.promise,
+        trust.to_probabilities(logits),
+        labels,
+        groups,
+        nodes,
+        before=softmax(logits),
+        turned_away=away,
+    )
     return trust, Evidence(kept, False, 0, 0, (), trades, None)
 
 
 def check_promise(
-    trust: Trust,
-    logits: NDArray[np.float32],
+    promise: Promise | None,
+    probabilities: NDArray[np.float32],
     labels: NDArray[np.intp],
     groups: NDArray[np.str_],
     nodes: Nodes,
     *,
+    before: NDArray[np.float32] | None = None,
     weights: NDArray[np.float64] | None = None,
     turned_away: Metric | None = None,
     n: int | None = None,
@@ -551,14 +570,16 @@ def check_promise(
 
     Parameters
     ----------
-    trust : Trust
+    promise : Promise or None
         What is promised.
-    logits : ndarray of shape (N, C), float32
-        Of the photos, as the head gives them.
+    probabilities : ndarray of shape (N, C), float32
+        Of the photos.
     labels, groups
         Of the photos.
     nodes : Nodes
         What may be answered.
+    before : ndarray of shape (N, C), float32, optional
+        Probabilities without the link.
     weights : ndarray of shape (N,), optional
         How much each counts.
     turned_away : Metric, optional
@@ -566,7 +587,6 @@ def check_promise(
     n : int, optional
         How many photos they are, where some are there several times.
     """
-    probabilities = trust.to_probabilities(logits)
 
     def measure(hits: NDArray[np.bool_], rows: NDArray[np.intp] | slice = slice(None)) -> Metric:
         if weights is None:
@@ -574,10 +594,10 @@ def check_promise(
         return measure_weighted(hits[rows], groups[rows], weights[rows], n=n)
 
     def rely(shares: NDArray[np.float32]) -> Reliability:
-        found = measure_reliability(shares.max(axis=1), shares.argmax(axis=1) == labels, groups=groups, weights=weights)
+        hits = shares.argmax(axis=1) == labels
+        found = measure_reliability(shares.max(axis=1), hits, groups=groups, weights=weights)
         return found if n is None else replace(found, n=n)
 
-    promise = trust.promise
     covered, sure_right, size = None, None, float(len(nodes.member))
     trade = Trade(0.0, 1.0, 0.0, 0.0, 1.0)
     if promise is not None:
@@ -591,7 +611,7 @@ def check_promise(
             sure_right = measure(nodes.member[labels, chosen], np.flatnonzero(sure))
     return Kept(
         accuracy=measure(probabilities.argmax(axis=1) == labels),
-        before=rely(softmax(logits)),
+        before=None if before is None else rely(before),
         after=rely(probabilities),
         covered=covered,
         shortlist_size=size,
@@ -602,6 +622,36 @@ def check_promise(
         turned_away=turned_away,
         n_groups=len(np.unique(groups)),
     )
+
+
+def measure_baselines(
+    learnt: NDArray[np.intp],
+    bank: Bank | None,
+    asked: NDArray[np.float32],
+    labels: NDArray[np.intp],
+    groups: NDArray[np.str_],
+) -> tuple[Baseline, ...]:
+    """Measure what simple ways of answering have right.
+
+    Parameters
+    ----------
+    learnt : ndarray of shape (L,), intp
+        Classes of the photos learnt from.
+    bank : Bank or None
+        What was learnt; without it there is no nearest photo.
+    asked : ndarray of shape (N, K), float32
+        Sketches of the features of the photos asked for.
+    labels, groups : ndarray of shape (N,)
+        Of these photos.
+    """
+    frequent = np.bincount(learnt).argmax() if len(learnt) else 0
+    found = [Baseline("most frequent", measure_share(labels == frequent, groups))]
+    if bank is not None:
+        table = scale_rows(bank.vectors).T
+        parts = [(asked[start:stop] @ table).argmax(axis=1) for start, stop in iter_blocks(len(asked))]
+        nearest = bank.labels[np.concatenate(parts)]
+        found.append(Baseline("nearest", measure_share(nearest == labels, groups)))
+    return tuple(found)
 
 
 def note_trust(trust: Trust, evidence: Evidence | None) -> tuple[str, ...]:

@@ -1,0 +1,129 @@
+"""What a recogniser has learnt, in few numbers a photo, in one file of its bundle.
+
+In: sketches of features, labels and names of photos. Out: the file; a `LearntBank`, and the photos most like a new one.
+Why: what finds the unknown is fitted on it, anew when a class is taught, and it says which photos an answer is like,
+without the photos and without the cache.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pomona.errors import BundleDamagedError, MissingPackageError
+from pomona.novelty import Bank, sketch_vectors
+from pomona.projection import scale_rows
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from pomona.class_tree import ClassTree
+
+BANK_NAME = "bank.safetensors"
+
+
+@dataclass(frozen=True, eq=False)
+class LearntBank:
+    """What was learnt, with the names of the photos.
+
+    Parameters
+    ----------
+    bank : Bank
+        Sketches and labels of N photos, as numbers that half precision holds.
+    names : tuple of str, (N,)
+        Names of the photos in their data set.
+    """
+
+    bank: Bank
+    names: tuple[str, ...]
+
+    @classmethod
+    def make(cls, vectors: NDArray[np.float32], labels: NDArray[np.intp], names: tuple[str, ...]) -> LearntBank:
+        """Sketch features (N, D); rounded at once, so that what is fitted on it is what a later reader would fit."""
+        return cls(Bank(round_sketches(sketch_vectors(vectors)), labels), names)
+
+    def add(self, vectors: NDArray[np.float32], label: int, names: tuple[str, ...]) -> LearntBank:
+        """The same with photos of one class more, of features (K, D)."""
+        more = round_sketches(sketch_vectors(vectors))
+        labels = np.append(self.bank.labels, np.full(len(more), label))
+        return LearntBank(Bank(np.vstack([self.bank.vectors, more]), labels), (*self.names, *names))
+
+    def remove(self, label: int) -> LearntBank:
+        """The same without the photos of a class."""
+        left = np.flatnonzero(self.bank.labels != label)
+        names = tuple(self.names[i] for i in left)
+        return LearntBank(Bank(self.bank.vectors[left], self.bank.labels[left]), names)
+
+    def renumber(self, old: ClassTree, new: ClassTree) -> LearntBank:
+        """The same with its labels those of another tree, which has all classes that are left."""
+        places = {path: number for number, path in enumerate(new.paths)}
+        numbers = np.array([places.get(path, -1) for path in old.paths])
+        return LearntBank(Bank(self.bank.vectors, numbers[self.bank.labels]), self.names)
+
+    def find_nearest(self, vector: NDArray[np.float32], n: int = 3) -> list[tuple[int, float]]:
+        """Places and likeness, -1 to 1, of the photos whose features are most like some features (D,).
+
+        Examples
+        --------
+        >>> bank = LearntBank.make(np.eye(3, dtype=np.float32), np.arange(3), ("a", "b", "c"))
+        >>> bank.find_nearest(np.array([0.0, 2.0, 0.0], np.float32), 1)
+        [(1, 1.0)]
+        """
+        likeness = scale_rows(self.bank.vectors) @ scale_rows(sketch_vectors(vector[None]))[0]
+        best = np.argsort(-likeness, kind="stable")[:n]
+        return [(int(i), float(likeness[i])) for i in best]
+
+
+def round_sketches(sketches: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Numbers that half precision holds."""
+    return sketches.astype(np.float16).astype(np.float32)
+
+
+def save_bank(learnt: LearntBank) -> bytes:
+    """Content of the file: ``vectors`` (N, K) float16, ``labels`` (N,) int64, ``names`` as UTF-8 JSON in uint8."""
+    try:
+        from safetensors.numpy import save
+    except ImportError as error:
+        raise MissingPackageError("safetensors", "train", "to write a bundle") from error
+    names = json.dumps(list(learnt.names), ensure_ascii=True).encode("ascii")
+    tensors: dict[str, NDArray[Any]] = {
+        "vectors": learnt.bank.vectors.astype(np.float16),
+        "labels": learnt.bank.labels.astype(np.int64),
+        "names": np.frombuffer(names, np.uint8),
+    }
+    return bytes(save(tensors))
+
+
+def load_bank(folder: Path) -> LearntBank:
+    """Read the file of a bundle.
+
+    Raises
+    ------
+    MissingPackageError
+        If safetensors is not installed.
+    BundleDamagedError
+        If the file is missing or its parts are not of one whole.
+    """
+    try:
+        from safetensors import SafetensorError
+        from safetensors.numpy import load
+    except ImportError as error:
+        raise MissingPackageError("safetensors", "train", "to read what was learnt") from error
+    path = folder / BANK_NAME
+    try:
+        tensors = load(path.read_bytes())
+        vectors, labels = tensors["vectors"].astype(np.float32), tensors["labels"].astype(np.intp)
+        names = tuple(str(name) for name in json.loads(tensors["names"].tobytes()))
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise BundleDamagedError(f"{path}: wanted what was learnt, got: {error}") from error
+    if vectors.ndim != 2 or labels.shape != vectors.shape[:1] or len(names) != len(labels):
+        raise BundleDamagedError(
+            f"{path}: wanted a sketch, a label and a name for each photo, got {vectors.shape}, {labels.shape} and "
+            f"{len(names)}"
+        )
+    return LearntBank(Bank(vectors, labels), names)
