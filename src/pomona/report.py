@@ -488,15 +488,11 @@ def _arrange_reliability(data: ReportData, words: Words) -> dict[str, Any] | Non
         words.say("reliability_says", said=f"{100 * said:.0f}", right=_write_hundredths(right))
         for said, right in _pick_bins(found)
     ]
-    texts.append(
-        words.say(
-            "reliability_gap",
-            **_write_points(found),
-            before=f"{100 * shown.before.ece:.1f}",
-            chance=f"{100 * found.by_chance:.1f}",
-            photos=words.say("photos", n=found.n),
-        )
-    )
+    told = {"chance": f"{100 * found.by_chance:.1f}", "photos": words.say("photos", n=found.n), **_write_points(found)}
+    if shown.before is None:
+        texts.append(words.say("reliability_gap", **told))
+    else:
+        texts.append(words.say("reliability_gap_before", before=f"{100 * shown.before.ece:.1f}", **told))
     texts.append(words.say(_judge_sureness(found)))
     if data.kept and data.evidence and data.evidence.is_folds:
         texts.append(words.say("reliability_foretold", **_write_points(data.evidence.held_out.after)))

@@ -144,7 +144,7 @@ class Run:
     names : tuple of ClassName
         What people call the classes.
     alike : ndarray of shape (N,), intp, optional
-        For each photo of `reported` a place among the photos of the train part: the one that `find_alike` gives.
+        For each photo of `reported` a place in `bank`: the one that `find_alike` gives.
     """
 
     title: str
@@ -452,10 +452,9 @@ def _show_confused(run: Run) -> Iterable[ConfusedPair]:
 
 def _find_alike(run: Run, row: int, said: int) -> Photo | None:
     """What a mistake is most like among the photos learnt as what was said; the first of them where that is unknown."""
-    photos = run.dataset.part("train").photos
-    if run.alike is not None and photos[place := int(run.alike[row])].label == said:
-        return photos[place]
-    return next((photo for photo in photos if photo.label == said), None)
+    name = run.bank.names[int(run.alike[row])] if run.bank is not None and run.alike is not None else None
+    photos = [photo for photo in run.dataset.part("train").photos if photo.label == said]
+    return next((photo for photo in photos if photo.name == name), photos[0] if photos else None)
 
 
 def find_alike(
