@@ -7,6 +7,7 @@ import io
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from typing import TYPE_CHECKING
 
@@ -14,14 +15,23 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pomona import training
+from pomona.class_tree import ClassTree
 from pomona.clock import Stage
+from pomona.conformal import NEVER
 from pomona.confusion_map import draw_confusion
+from pomona.data_curve import CurvePoint, DataCurve
+from pomona.dataset import load_dataset
 from pomona.errors import StorageError
-from pomona.evaluation import Evaluation, evaluate, mistakes
+from pomona.evaluation import Evaluation, Metric, evaluate, mistakes
+from pomona.findings import Audit, Finding
 from pomona.head import Fit
-from pomona.report import ClassCount, MistakeCard, ReportData, write_report
+from pomona.report import ClassCount, ConfusedPair, MistakeCard, ReportData, write_report
+from pomona.run_folder import Run, write_run
+from pomona.trust import Baseline, Trust, TrustOptions, check_trust
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 HOSTILE = "<script>alert(\"1\")</script> & 'x'"
@@ -89,7 +99,32 @@ def _full(name: str) -> ReportData:
         provenance={name: name},
         fits=[Fit(0.1, 0.8, 0.7, 30, 0.2), Fit(1, 0.9, 0.4321, 20, 0.2)],
         chosen_l2=1,
+        curves=[(name, name, "<svg></svg>")],
+        confused=[ConfusedPair("pear", name, 1, 2, _thumbnail(32), None)],
+        features=name,
+        licence=name,
+        **_trusted(),
     )
+
+
+def _trusted() -> dict[str, object]:
+    """What a recogniser of 4 classes in 2 kinds promises, found on 400 photos that it is right about 8 times in 10."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(400) % 4
+    logits = rng.normal(0, 1, (400, 4)).astype(np.float32)
+    logits[np.arange(400), labels] += 2.4
+    groups = np.array([f"g{k // 2}" for k in range(400)])
+    tree = ClassTree.from_paths(["a/1", "a/2", "b/3", "b/4"])
+    trust, evidence = check_trust(logits, labels, groups, tree, TrustOptions())
+    points = tuple(CurvePoint(n, share, share - 0.05, share + 0.05) for n, share in ((5, 0.5), (10, 0.6), (20, 0.7)))
+    curve = DataCurve(points, CurvePoint(40, 0.78, 0.7, 0.84))
+    kinds = ((("energy",), 0.91), (("nearest", "energy"), 0.88))
+    evidence = replace(evidence, is_folds=True, candidates=kinds, curve=curve)
+    baselines = [
+        Baseline("most frequent", Metric(0.25, 0.2, 0.3, 400)),
+        Baseline("nearest", Metric(0.6, 0.55, 0.65, 400)),
+    ]
+    return {"trust": trust, "evidence": evidence, "kept": evidence.held_out, "baselines": baselines}
 
 
 @pytest.mark.parametrize(
@@ -108,7 +143,7 @@ def test_the_page_asks_for_nothing_from_outside(tmp_path: Path) -> None:
     page = _write(tmp_path, _full("pear"))
     seen = _Page(page)
     assert seen.open == []
-    assert not re.search(r"https?://|@import|url\(", page)
+    assert not re.search(r"https?://|@import|url\(", page.replace(' xmlns="http://www.w3.org/2000/svg"', ""))
     for tag, found in seen.tags:
         assert tag not in {"link", "iframe", "object", "embed", "base"}
         assert not [key for key in found if key.startswith("on")]
@@ -158,6 +193,231 @@ def test_every_section_is_there_and_says_its_numbers(tmp_path: Path) -> None:
         "sure 80%",
     ):
         assert wanted in " ".join(text.split()), wanted
+
+
+def _read(tmp_path: Path, data: ReportData) -> str:
+    return " ".join(_Page(_write(tmp_path, data)).text.replace("\u2060", "").split())
+
+
+def test_what_trust_rests_on_is_said_in_numbers(tmp_path: Path) -> None:
+    trusted = _trusted()
+    evidence = trusted["evidence"]
+    kept = evidence.held_out
+    text = _read(tmp_path, replace(_full("apple"), evaluation=_evaluate(400, 4, kept.accuracy.value)))
+    for wanted in (
+        "Always the largest class without looking at the photo 25.0% 20.0–30.0",
+        "The most similar photo its class, without any training 60.0% 55.0–65.0",
+        f"Foretold from 400 photos it learned from, each left out with its scene {100 * kept.accuracy.value:.1f}%",
+        f"Measured on 400 apple, of 200 scenes {100 * kept.accuracy.value:.1f}%",
+        "The forecast held.",
+        f"are {100 * kept.after.ece:.1f} points apart",
+        f"Answered with the class itself {100 * kept.share_exact:.1f}%",
+        f"Answered coarser the kind above the class {100 * kept.share_coarse:.1f}%",
+        f"Right among the sure answers {100 * kept.sure_right.value:.1f}%",
+        f"Shortlist holds the right class {kept.shortlist_size:.1f} classes on it, on average",
+        "≥ 95%",
+        "≤ 5%",
+        "from 400 photos in 200 groups of photos",
+        "it holds the strange one to be stranger in 91 of 100 cases",
+        "how unlikely every class is (energy) chosen 91.0%",
+        "With 20 photos a class it is right in 70 of 100; twice as many would bring about 78 (95% interval 70–84",
+        "Sure answers are right, and shortlists hold the right class, in 95 of 100",
+        "apple, licence apple.",
+    ):
+        assert wanted in text, wanted
+
+
+def test_a_promise_that_did_not_hold_is_said_to_be_broken(tmp_path: Path) -> None:
+    data = replace(_full("apple"), evaluation=_evaluate(400, 4))
+    assert "The promises held on these photos" in _read(tmp_path, data)
+    assert data.kept is not None
+    for fault in ({"covered": Metric(0.8, 0.7, 0.9, 400)}, {"turned_away": Metric(0.2, 0.1, 0.3, 400)}):
+        broken = _read(tmp_path, replace(data, kept=replace(data.kept, **fault)))
+        assert "not every promise held" in broken
+        assert "The promises held" not in broken
+
+
+def test_where_no_answer_is_sure_nothing_of_the_kind_is_promised(tmp_path: Path) -> None:
+    data = replace(_full("apple"), evaluation=_evaluate(400, 4))
+    promise = data.trust.promise
+    assert promise is not None
+    data = replace(data, trust=replace(data.trust, promise=replace(promise, least_answer=NEVER)))
+    page = _write(tmp_path, data)
+    assert "so none is called sure" in page
+    assert "No answer is called sure." in page
+    assert ">chosen " not in page
+
+
+@pytest.mark.parametrize("missing", ["evidence", "kept", "baselines", "confused", "features"])
+def test_a_section_without_data_is_not_there(tmp_path: Path, missing: str) -> None:
+    data = replace(_full("apple"), evaluation=_evaluate(400, 4))
+    marks = {
+        "evidence": ["Whether more photos would help", "How exact, how safe", "What it does not know", "Foretold"],
+        "kept": ["of 200 scenes"],
+        "baselines": ["The most similar photo"],
+        "confused": ["Left a photo that was taken for another class"],
+        "features": ["Model card"],
+    }[missing]
+    empty = {"evidence": None, "kept": None, "features": ""}.get(missing, ())
+    full, less = _read(tmp_path, data), _read(tmp_path, replace(data, **{missing: empty}))
+    for mark in marks:
+        assert mark in full
+        assert mark not in less
+    bare = replace(data, trust=Trust(), evidence=None, kept=None)
+    assert "Whether its sureness can be believed" not in _read(tmp_path, bare)
+
+
+def _audit(tmp_path: Path, checks: Sequence[str]) -> Audit:
+    for name in ("a/1.jpg", "b/1.jpg"):
+        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "photos" / name).write_bytes(_thumbnail(16 + (name[0] == "b")))
+    found = tuple(Finding(f"{k}.jpg", check, 0.1, True, "x") for k, check in enumerate(checks))
+    return Audit(load_dataset(tmp_path / "photos"), "full", found)
+
+
+@pytest.mark.parametrize(
+    ("n_photos", "checks", "is_known", "wanted"),
+    [
+        (400, ["wrong_label"] * 3, True, "3 photos look mislabelled."),
+        (400, ["wrong_label", "leak"], True, "1 photo looks mislabelled."),
+        (400, ["leak"] * 9 + ["wrong_label"], True, "9 photos it was measured on have a twin among those it learned"),
+        (40, [], True, "More photos come first"),
+        (400, [], True, "Twice the photos would bring about 78 of 100."),
+        (400, [], False, "It mixes up"),
+    ],
+)
+def test_the_third_sentence_is_what_helps_most(
+    tmp_path: Path, n_photos: int, checks: list[str], *, is_known: bool, wanted: str
+) -> None:
+    data = ReportData(title="fruit", evaluation=_evaluate(n_photos, 4), audit=_audit(tmp_path, checks))
+    if is_known:
+        data = replace(data, **_trusted())
+    (sentences,) = re.findall(r'<p class="next">(.*?)</p>', _write(tmp_path, data))
+    assert wanted in sentences
+    assert ("<strong>" in sentences) == is_known
+
+
+@pytest.mark.parametrize(
+    ("answers", "wanted"),
+    [
+        ([0, 1, 2, 0, 1, 2], "It made no mistake."),
+        ([1, 1, 2, 0, 1, 2], "No two classes stand out among its mistakes."),
+        ([1, 0, 2, 0, 1, 2], "It mixes up apple and pear most."),
+        ([0, 2, 2, 0, 2, 1], "It mixes up pear and plum most."),
+    ],
+)
+def test_the_second_sentence_names_the_two_it_confuses_either_way(
+    tmp_path: Path, answers: list[int], wanted: str
+) -> None:
+    found = evaluate(np.eye(3)[answers], np.array([0, 1, 2, 0, 1, 2]), classes=["apple", "pear", "plum"])
+    assert wanted in _read(tmp_path, ReportData(title="fruit", evaluation=found))
+
+
+def test_few_photos_are_said_to_be_few_at_the_top(tmp_path: Path) -> None:
+    few = _read(tmp_path, ReportData(title="fruit", evaluation=_evaluate(20, 5, 0.7)))
+    assert "Only 20 photos could be measured on, and the interval is wide" in few.split("What that is worth")[0]
+    assert "the interval is wide" not in _read(tmp_path, ReportData(title="fruit", evaluation=_evaluate(600, 5, 0.7)))
+
+
+def test_sureness_is_not_said_of_a_handful(tmp_path: Path) -> None:
+    data = replace(_full("apple"), evaluation=_evaluate(400, 4))
+    assert data.kept is not None
+    few = replace(data.kept, after=replace(data.kept.after, n=12))
+    assert "When it says" in _read(tmp_path, data)
+    assert "When it says" not in _read(tmp_path, replace(data, kept=few))
+
+
+def test_confused_pairs_and_heat_maps_are_beside_the_photo(tmp_path: Path) -> None:
+    pair = ConfusedPair("class 0", "class 1", 3, 10, _thumbnail(40), _thumbnail(41))
+    cards = [MistakeCard("a.jpg", "class 1", "class 0", 0.9, _thumbnail(42), _thumbnail(43))]
+    data = ReportData(title="fruit", evaluation=_evaluate(40, 4, 0.6), confused=[pair], mistakes=cards)
+    page = _write(tmp_path, data)
+    assert page.count("data:image/jpeg;base64,") == 4
+    assert 'alt="is class 0"' in page
+    assert 'alt="learned as class 1"' in page
+    assert "the brighter the more" in page
+    pairs = re.findall(r"taken for</span> <span class=\"said\"><bdi>(.*?)</bdi>", page)
+    assert pairs == ["class 1", "class 2", "class 3", "class 0"]  # the pair with photos is not listed again
+
+
+def test_display_names_take_the_place_of_names_everywhere_but_in_files(tmp_path: Path) -> None:
+    data = ReportData(
+        title="fruit",
+        evaluation=_evaluate(40, 2, 0.6, classes=["gala", "fuji"]),
+        mistakes=[MistakeCard("gala.jpg", "gala", "fuji", 0.9)],
+        class_counts=[ClassCount("gala", 5, 2)],
+        display_names={"gala": "Royal Gala", "fuji": "红富士"},
+    )
+    page = _write(tmp_path, data)
+    text = _Page(page).text
+    assert "Royal Gala" in text
+    assert '<bdi lang="zh-Hans">红富士</bdi>' in page
+    assert not re.search(r"\b(gala|fuji)\b(?!\.jpg)", text)
+
+
+class _Seen(Exception):  # noqa: N818 - it carries the run out of training
+    def __init__(self, run: Run) -> None:
+        super().__init__()
+        self.run = run
+
+
+@pytest.fixture(scope="module")
+def run(rendered: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A whole run on rendered photos, as training hands it over to be written."""
+
+    def see(_folder: Path, run: Run, _stages: Sequence[Stage]) -> None:
+        raise _Seen(run)
+
+    output = tmp_path_factory.mktemp("seen") / "run"
+    options = training.TrainOptions(data=rendered, output=output, effort="instant", imgsz=64, check="full")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "write_run", see)
+        with pytest.raises(_Seen) as seen:
+            training.train(options)
+    return seen.value.run
+
+
+def test_a_chinese_page_of_a_run_has_no_english_sentence(run: Run, tmp_path: Path) -> None:
+    stages = [Stage("read", 1.0), Stage("features", 2.0, 24), Stage("trust", 1.0), Stage("fit", 1.0)]
+    write_run(tmp_path, replace(run, language="zh"), stages)
+    page = (tmp_path / "report.html").read_text("utf-8")
+    assert '<html lang="zh-Hans">' in page
+    text = _Page(page).text
+    for known in (*run.dataset.tree.names, *map(str, run.settings.values()), run.embedding.slug):
+        text = text.replace(known, "")
+    assert not re.findall(r"[A-Za-z]{2,}[,;.]? [a-z]{2,} [a-z]{2,}", text)
+    assert "张照片" in text
+    assert "模型卡" in text
+
+
+def test_every_section_is_chinese_where_the_language_is(tmp_path: Path) -> None:
+    data = replace(_full("苹果"), evaluation=_evaluate(400, 4, classes=list("甲乙丙丁")), language="zh", settings={})
+    seen = _Page(
+        _write(tmp_path, replace(data, provenance={}, audit=_audit(tmp_path, ["wrong_label", "leak", "dark"])))
+    )
+    assert not re.findall(r"[A-Za-z]{2,} [a-z]{2,}", seen.text)
+    for wanted in (
+        "每 100 次对 80 次",
+        "看起来标错了",
+        "太暗",
+        "事先的预计",
+        "（能量）",
+    ):
+        assert wanted in seen.text
+
+
+def test_a_run_shows_a_mistake_beside_the_photo_it_is_most_like(run: Run, tmp_path: Path) -> None:
+    wrong = np.roll(run.probabilities, 1, axis=1)
+    assert run.bank is not None
+    label = int(wrong[0].argmax())
+    place = int(np.flatnonzero(run.bank.bank.labels == label)[-1])
+    from pomona.run_folder import _find_alike
+
+    assert _find_alike(replace(run, alike=None), 0, label).label == label
+    alike = np.full(len(wrong), place)
+    assert _find_alike(replace(run, alike=alike), 0, label).name == run.bank.names[place]
+    other = int((label + 1) % len(run.dataset.tree))
+    assert _find_alike(replace(run, alike=alike), 0, other).label == other
 
 
 def test_without_an_evaluation_the_report_says_so(tmp_path: Path) -> None:
@@ -214,6 +474,16 @@ def test_the_file_stays_small_with_a_hundred_classes_and_large_thumbnails(tmp_pa
     page = _write(tmp_path, ReportData(title="fruit", evaluation=_evaluate(3000, 100, 0.5), mistakes=cards))
     assert len(page.encode()) < 3_000_000
     assert page.count("data:image/jpeg;base64,") == 8
+
+
+def test_the_file_is_below_10_mb_with_the_largest_pictures_everywhere(tmp_path: Path) -> None:
+    largest = b"\xff\xd8" + bytes(79_998)
+    cards = [MistakeCard(f"{k}.jpg", "a", "b", 0.5, largest, largest) for k in range(40)]
+    pairs = [ConfusedPair("a", "b", 2, 3, largest, largest)] * 10
+    data = replace(_full("apple"), evaluation=_evaluate(3000, 300, 0.5), mistakes=cards, confused=pairs)
+    page = _write(tmp_path, data)
+    assert page.count("data:image/jpeg;base64,") == 2 * 24 + 2 * 6
+    assert len(page.encode()) < 10_000_000
 
 
 def test_the_map_holds_every_pair_once(tmp_path: Path) -> None:
