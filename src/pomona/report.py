@@ -25,7 +25,7 @@ from pomona.errors import MissingPackageError
 from pomona.evaluation import Metric, wilson_interval
 from pomona.files import write_atomic
 from pomona.findings import CHECKS
-from pomona.report_text import Language, Words
+from pomona.report_text import Language, Words, write_hundredths
 from pomona.trust import Trust
 from pomona.trust_plots import draw_data_curve, draw_reliability, draw_trades
 
@@ -286,6 +286,7 @@ def _arrange(data: ReportData, words: Words) -> dict[str, Any]:
     cards = data.mistakes[:N_CARDS]
     pairs = _list_pairs(data.evaluation) if data.evaluation else []
     repeated = [pair for pair in pairs if pair.n_photos > 1]
+    weakest = _list_weakest(data.evaluation) if data.evaluation else []
     with_photos = {(pair.was, pair.said) for pair in data.confused[:N_CONFUSED]}
     listed = [pair for pair in (repeated or pairs)[:_N_PAIRS] if (pair.was, pair.said) not in with_photos]
     return {
@@ -302,10 +303,10 @@ def _arrange(data: ReportData, words: Words) -> dict[str, Any]:
         "n_more_cards": max(len(data.mistakes), _count_wrong(data.evaluation)) - len(cards),
         "metric_groups": _group_metrics(data.evaluation, words) if data.evaluation else [],
         "matrix": lay_out_map(data.evaluation, words) if data.evaluation else None,
-        "weakest": _list_weakest(data.evaluation) if data.evaluation else [],
+        "weakest": weakest,
         "class_rows": _join_classes(data),
         "has_counts": bool(data.class_counts),
-        "n_rows_open": 0 if data.evaluation else _N_ROWS_OPEN,
+        "n_rows_open": 0 if weakest else _N_ROWS_OPEN,
         "reliability": _arrange_reliability(data, words),
         "exact": _arrange_promises(data, words),
         "unknown": _arrange_unknown(data, words),
@@ -326,12 +327,12 @@ def _state_verdict(data: ReportData, words: Words) -> dict[str, str]:
     if found is None:
         return {"answer": words.say("verdict_unmeasured"), "doubt": "", "pair": "", "todo": "", "wide": ""}
     accuracy = found.accuracy
-    ends = {"low": _write_hundredths(accuracy.low), "high": _write_hundredths(accuracy.high)}
+    ends = {"low": write_hundredths(accuracy.low), "high": write_hundredths(accuracy.high)}
     if found.n < _FEW_PHOTOS:
         n_right = int(np.trace(found.confusion))
         answer, doubt = words.say("verdict_few", n=found.n, n_right=n_right), words.say("verdict_few_doubt", **ends)
     else:
-        answer = words.say("verdict_right", value=_write_hundredths(accuracy.value))
+        answer = words.say("verdict_right", value=write_hundredths(accuracy.value))
         doubt = words.say("verdict_doubt", **ends)
     is_wide = accuracy.high - accuracy.low > _WIDE
     return {
@@ -367,7 +368,7 @@ def _state_todo(data: ReportData, evaluation: Evaluation, words: Words) -> str:
         return words.say("todo_few")
     curve = data.evidence.curve if data.evidence else None
     if curve and curve.twice and curve.twice.accuracy - curve.points[-1].accuracy >= _WORTH_IT:
-        return words.say("todo_twice", value=_write_hundredths(curve.twice.accuracy))
+        return words.say("todo_twice", value=write_hundredths(curve.twice.accuracy))
     return ""
 
 
@@ -454,11 +455,11 @@ def _group_metrics(evaluation: Evaluation, words: Words) -> list[dict[str, Any]]
 
 
 def _list_weakest(evaluation: Evaluation) -> list[tuple[str, Metric]]:
-    """Recall of the classes that were measured, the weakest first; of equals the surest to be weak."""
+    """Recall of the classes of which a photo was missed, the weakest first; of equals the surest to be weak."""
     rows = [
         (row.name, Metric(row.recall, *wilson_interval(row.recall, row.support), row.support))
         for row in evaluation.per_class
-        if row.support
+        if row.support and row.recall < 1
     ]
     return sorted(rows, key=lambda row: (row[1].value, row[1].high))[:_N_WEAKEST]
 
@@ -485,7 +486,7 @@ def _arrange_reliability(data: ReportData, words: Words) -> dict[str, Any] | Non
         return None
     found = shown.after
     texts = [
-        words.say("reliability_says", said=f"{100 * said:.0f}", right=_write_hundredths(right))
+        words.say("reliability_says", said=write_hundredths(said), right=write_hundredths(right))
         for said, right in _pick_bins(found)
     ]
     told = {"chance": f"{100 * found.by_chance:.1f}", "photos": words.say("photos", n=found.n), **_write_points(found)}
@@ -576,7 +577,7 @@ def _arrange_unknown(data: ReportData, words: Words) -> dict[str, Any] | None:
     scores = dict(evidence.candidates)
     best = sorted(scores, key=lambda kind: -scores[kind])[:_N_CANDIDATES]
     texts = [
-        words.say("unknown_auroc", value=_write_hundredths(scores[detector.kind]))
+        words.say("unknown_auroc", value=write_hundredths(scores[detector.kind]))
         if detector.kind in scores
         else words.say("unknown_untried")
     ]
@@ -595,12 +596,12 @@ def _name_kind(kind: Sequence[str], words: Words) -> str:
 
 def _arrange_curve(curve: DataCurve, words: Words) -> dict[str, str]:
     last, twice = curve.points[-1], curve.twice
-    values = {"n": f"{last.n_per_class:.0f}", "last": _write_hundredths(last.accuracy)}
+    values = {"n": f"{last.n_per_class:.0f}", "last": write_hundredths(last.accuracy)}
     if twice is None:
         return {"text": words.say("curve_none", **values), "svg": draw_data_curve(curve, words)}
-    ahead = {name: _write_hundredths(share) for name, share in vars(twice).items() if name in {"low", "high"}}
+    ahead = {name: write_hundredths(share) for name, share in vars(twice).items() if name in {"low", "high"}}
     key = "curve_twice" if twice.accuracy - last.accuracy >= _WORTH_IT else "curve_flat"
-    text = words.say(key, **values, value=_write_hundredths(twice.accuracy), **ahead)
+    text = words.say(key, **values, value=write_hundredths(twice.accuracy), **ahead)
     return {"text": text, "svg": draw_data_curve(curve, words)}
 
 
@@ -692,13 +693,6 @@ def _write_percent(share: float, n_decimals: int = 1) -> str:
 
 def _write_interval(metric: Metric) -> str:
     return f"{100 * metric.low:.1f}–{100 * metric.high:.1f}"
-
-
-def _write_hundredths(share: float) -> str:
-    """Write a share as so many of 100; never 0 or 100 where it is not."""
-    if share in {0.0, 1.0} or 0.005 <= share < 0.995:
-        return f"{100 * share:.0f}"
-    return f"{min(99.9, max(0.1, 100 * share)):.1f}"
 
 
 def _write_seconds(seconds: float, words: Words) -> str:

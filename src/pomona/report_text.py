@@ -20,7 +20,7 @@ from pomona.class_names import Language
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Language", "Words"]
+__all__ = ["Language", "Words", "write_hundredths"]
 
 _PLACE = re.compile(r"\{(\w+)\}")
 _APART = re.compile(r"[\u4e00-\u9fff]\n[A-Za-z0-9]|[A-Za-z0-9%]\n[\u4e00-\u9fff]")
@@ -86,6 +86,19 @@ class Words:
         more = _MORE.fullmatch(listed)
         names = "、".join(self.name(label) for label in (more[1] if more else listed).split(", "))
         return _fill("{names}等，另有 {n} 个", {"names": names, "n": more[2]}, "zh") if more else names
+
+
+def write_hundredths(share: float) -> str:
+    """Write a share as so many of 100; never 0 or 100 where it is not.
+
+    Examples
+    --------
+    >>> write_hundredths(0.714), write_hundredths(0.998), write_hundredths(1.0)
+    ('71', '99.8', '100')
+    """
+    if share in {0.0, 1.0} or 0.005 <= share < 0.995:
+        return f"{100 * share:.0f}"
+    return f"{min(99.9, max(0.1, 100 * share)):.1f}"
 
 
 class _Sentence(NamedTuple):

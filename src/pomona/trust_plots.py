@@ -32,6 +32,7 @@ from pomona.drawing import (
     write_text,
 )
 from pomona.reliability import N_BINS
+from pomona.report_text import write_hundredths
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -121,14 +122,14 @@ def draw_trades(trades: Sequence[Trade], least: float, words: Words) -> str:
     if chosen is not None:
         parts += _mark_trade(axes, chosen, below.top + below.height, words)
     shown = chosen or ordered[-1]
-    texts = {"exact": f"{100 * shown.share_exact:.0f}", "right": f"{100 * shown.right:.0f}"}
+    texts = {"exact": write_hundredths(shown.share_exact), "right": write_hundredths(shown.right)}
     return wrap_svg(parts, round(below.top + below.height + _FOOT), words.say("plot_exact_label", **texts))
 
 
 def _mark_trade(axes: Axes, chosen: Trade, bottom: float, words: Words) -> list[str]:
     """A line through both panels, and the number on the side of it that has room: the curve falls to the right."""
     x, y = axes.x(chosen.share_exact), axes.y(chosen.right)
-    text = f"{words.say('plot_chosen')} {100 * chosen.right:.0f}%"
+    text = f"{words.say('plot_chosen')} {write_hundredths(chosen.right)}%"
     has_room = x - measure_text(text) - 12 > LEFT
     lower = y + 18 if has_room or y < axes.top + 20 else y - 9
     return [
@@ -186,7 +187,7 @@ def draw_data_curve(curve: DataCurve, words: Words) -> str:
         parts += _draw_forecast(axes, points[-1], point, words)
     wanted = [(math.log(point.n_per_class), f"{point.n_per_class:.0f}") for point in shown]
     parts += draw_foot(axes, _thin_out(axes, wanted), words.say("plot_photos"))
-    title = words.say("plot_curve_label", n=f"{points[-1].n_per_class:.0f}", last=f"{100 * points[-1].accuracy:.0f}")
+    title = words.say("plot_curve_label", n=f"{points[-1].n_per_class:.0f}", last=write_hundredths(points[-1].accuracy))
     return wrap_svg(parts, TOP + _MAIN + _FOOT, title)
 
 
@@ -200,7 +201,7 @@ def _draw_forecast(axes: Axes, last: CurvePoint, twice: CurvePoint, words: Words
         draw_line(f"M{x} {low}V{high}{ends}", ACCENT),
         draw_dot(x, y, 3.4, ACCENT),
         write_text(x - 10, axes.y(axes.y_range[0]) - 10, words.say("plot_twice"), colour=ACCENT, anchor="end"),
-        write_text(x - 10, y + 22, f"{100 * twice.accuracy:.0f}%", colour=ACCENT, anchor="end", weight=600),
+        write_text(x - 10, y + 22, f"{write_hundredths(twice.accuracy)}%", colour=ACCENT, anchor="end", weight=600),
     ]
 
 
