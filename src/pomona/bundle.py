@@ -35,6 +35,7 @@ from pomona.errors import (
 )
 from pomona.evaluation import Evaluation, evaluate
 from pomona.files import MANIFEST_NAME, hash_bytes, hash_file, write_atomic
+from pomona.heat_map import append_heat_map
 from pomona.photo import read_photo_bytes
 from pomona.source import hide_folder
 
@@ -290,7 +291,12 @@ class Bundle:
 
     @cached_property
     def engine(self) -> Engine:
-        """The whole graph, compiled on first use."""
+        """What predicts, compiled on first use."""
+        return Engine(self.folder / MODEL_NAME, n_workers=self.n_workers, outputs=("probabilities",))
+
+    @cached_property
+    def whole_engine(self) -> Engine:
+        """The graph with all that it gives, features and a heat map among it, compiled on first use."""
         return Engine(self.folder / MODEL_NAME, n_workers=self.n_workers)
 
     @cached_property
@@ -574,7 +580,8 @@ def build_model(network: Path, head: Head) -> bytes:
     Returns
     -------
     bytes
-        ONNX model with the outputs ``probabilities`` (N, C) and ``features`` (N, D).
+        ONNX model with the outputs ``probabilities`` (N, C), ``features`` (N, D) and, where features come from
+        positions of the photo, ``heat_map`` (N, P, P): see `append_heat_map`.
     """
     try:
         import onnx
@@ -596,6 +603,7 @@ def build_model(network: Path, head: Head) -> bytes:
     features = model.graph.output.pop()
     probabilities = helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ("N", n_classes))
     model.graph.output.extend([probabilities, features])
+    append_heat_map(model, logits="logits", weights="head_weights")
     model.graph.name = "pomona"
     return bytes(model.SerializeToString())
 
