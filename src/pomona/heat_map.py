@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 HEAT_MAP = "heat_map"
 """Name of the output."""
 
+ROW = "heat_map/row"
+"""Name of the tensor (N, D) that says how much each feature counts: the weights of the answered class."""
+
 
 def append_heat_map(model: Any, *, logits: str, weights: str) -> bool:
     """Give a network with a head the output ``heat_map`` (N, P, P) float32.
@@ -78,7 +81,7 @@ def append_heat_map(model: Any, *, logits: str, weights: str) -> bool:
 
 def _write_heat_map(graph: GraphWriter, composition: Composition, logits: str, weights: str, side: int) -> None:
     best = graph.add("ArgMax", [logits], axis=1, keepdims=0)
-    row = graph.add("Gather", [weights, best], axis=0)
+    row = graph.add("Gather", [weights, best], name=ROW, axis=0)
     if composition.mirrored:
         row = graph.add("Concat", [row, row], axis=0)
     maps: dict[tuple[int, int], list[str]] = defaultdict(list)
@@ -174,7 +177,10 @@ def _split(graph: GraphWriter, row: str, dims: Sequence[int]) -> list[str]:
         return [row]
     ends = np.cumsum(dims)
     axis = graph.constant(np.array([1]))
-    bounds = [(graph.constant(np.array([end - dim])), graph.constant(np.array([end]))) for end, dim in zip(ends, dims, strict=True)]
+    bounds = [
+        (graph.constant(np.array([end - dim])), graph.constant(np.array([end])))
+        for end, dim in zip(ends, dims, strict=True)
+    ]
     return [graph.add("Slice", [row, start, stop, axis]) for start, stop in bounds]
 
 
