@@ -326,7 +326,7 @@ class Bundle:
             One per photo.
         """
         for photo, outcome in zip(photos, self._stream(photos), strict=True):
-            yield self._to_prediction("-" if isinstance(photo, bytes) else str(photo), outcome, n_top)
+            yield self.to_prediction("-" if isinstance(photo, bytes) else str(photo), outcome, n_top)
 
     def predict_proba(
         self, photos: Sequence[str | Path | bytes], *, on_photo: Callable[[int, int], None] | None = None
@@ -351,9 +351,10 @@ class Bundle:
 
         return self.engine.stream(len(photos), load_pixels)
 
-    def _to_prediction(
+    def to_prediction(
         self, file: str, outcome: Mapping[str, NDArray[np.float32]] | PhotoError, n_top: int
     ) -> Prediction:
+        """What outputs of the graph say of a photo, or why it could not be used."""
         if isinstance(outcome, PhotoError):
             return Prediction(file, error=_say_fault(file, outcome))
         probabilities = outcome["probabilities"]

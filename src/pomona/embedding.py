@@ -222,8 +222,8 @@ class Part:
     Parameters
     ----------
     kind : {"moments", "averages", "whole"}
-        Upper triangle of the sum over positions of ``z z^T``, off the diagonal times the square root of 2; averages over
-        positions of one source after the other; or what has no positions.
+        Upper triangle of the sum over positions of ``z z^T``, off the diagonal times the square root of 2; averages
+        over positions of one source after the other; or what has no positions.
     features : str
         Tensor (N, dim) of these features.
     dim : int

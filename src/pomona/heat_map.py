@@ -50,7 +50,8 @@ def append_heat_map(model: Any, *, logits: str, weights: str) -> bool:
     Returns
     -------
     bool
-        Whether it has the output now: there is none where features come from no positions.
+        Whether it has the output now: there is none where features come from no positions, or
+        nothing says from which.
 
     Raises
     ------
@@ -65,7 +66,10 @@ def append_heat_map(model: Any, *, logits: str, weights: str) -> bool:
     from onnx import TensorProto, helper
 
     notes = {one.key: one.value for one in model.metadata_props}
-    composition = Composition.from_json(notes.pop(COMPOSITION_NOTE))
+    note = notes.pop(COMPOSITION_NOTE, None)
+    if note is None:
+        return False
+    composition = Composition.from_json(note)
     del model.metadata_props[:]
     helper.set_model_props(model, notes)
     sides = [max(source.height, source.width) for part in composition.parts for source in part.sources]
@@ -217,7 +221,7 @@ def spread_positions(n: int, side: int) -> NDArray[np.float32]:
 
     Examples
     --------
-    >>> spread_positions(2, 3).round(2).tolist()
+    >>> spread_positions(2, 3).astype(float).round(2).tolist()
     [[0.67, 0.0], [0.33, 0.33], [0.0, 0.67]]
     """
     # In units of 1 / (n * side) both grids have whole edges.
