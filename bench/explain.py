@@ -42,6 +42,14 @@ BLUR = 1 / 10
 """Deviation of the blur, as a share of the photo's side."""
 
 
+class Photos(NamedTuple):
+    """What is taken apart: N photos, what positions of them are replaced by, and the class each was answered with."""
+
+    pixels: list[np.ndarray]
+    filled: list[np.ndarray]
+    answers: np.ndarray
+
+
 class Curves(NamedTuple):
     """Probability of the answer of each photo (N, steps + 1), while positions go and while they come."""
 
@@ -68,7 +76,7 @@ def main() -> None:
     side = maps["own"].shape[1]
     engine = bundle.engine
     answers = engine.run(np.stack(pixels))["probabilities"].argmax(axis=1)
-    filled = [fill(one, options.fill) for one in pixels]
+    photos = Photos(pixels, [fill(one, options.fill) for one in pixels], answers)
     orders = {kind: order_positions(found) for kind, found in maps.items()}
     orders |= {f"{kind}, smooth": order_positions(smooth(found)) for kind, found in maps.items()}
     orders["middle"] = order_positions(np.broadcast_to(make_window(side), maps["own"].shape))
@@ -79,12 +87,10 @@ def main() -> None:
     areas = {}
     for kind, order in orders.items():
         started_s = time.perf_counter()
-        curves = follow(engine, pixels, filled, order, answers, side, options.steps)
+        curves = follow(engine, photos, order, side, options.steps)
         areas[kind] = [measure_area(one) for one in curves]
-        print(
-            f"{kind:<16} {areas[kind][0].mean():.3f} {areas[kind][1].mean():.3f} {time.perf_counter() - started_s:.0f} s",
-            flush=True,
-        )
+        taken_s = time.perf_counter() - started_s
+        print(f"{kind:<16} {areas[kind][0].mean():.3f} {areas[kind][1].mean():.3f} {taken_s:.0f} s", flush=True)
     rows = summarise(areas)
     report(rows, len(paths), cost)
     write_results(
@@ -153,15 +159,7 @@ def fill(photo: np.ndarray, kind: str) -> np.ndarray:
     return np.asarray(Image.fromarray(photo).filter(blur))
 
 
-def follow(
-    engine: Engine,
-    pixels: list[np.ndarray],
-    filled: list[np.ndarray],
-    orders: np.ndarray,
-    answers: np.ndarray,
-    side: int,
-    n_steps: int,
-) -> Curves:
+def follow(engine: Engine, photos: Photos, orders: np.ndarray, side: int, n_steps: int) -> Curves:
     """Probability of each answer while its photo is taken apart, and while it is put together."""
     counts = np.linspace(0, side * side, n_steps + 1).round().astype(int)
     each = 2 * len(counts)
@@ -170,17 +168,15 @@ def follow(
         photo, place = divmod(i, each)
         gone = np.zeros(side * side, bool)
         gone[orders[photo, : counts[place % len(counts)]]] = True
-        mask = np.asarray(
-            Image.fromarray(gone.reshape(side, side)).resize(pixels[photo].shape[1::-1], Image.Resampling.NEAREST)
-        )
-        return np.where((mask if place < len(counts) else ~mask)[:, :, None], filled[photo], pixels[photo])
+        whole, filled = photos.pixels[photo], photos.filled[photo]
+        size = whole.shape[1], whole.shape[0]
+        mask = np.asarray(Image.fromarray(gone.reshape(side, side)).resize(size, Image.Resampling.NEAREST))
+        return np.where((mask if place < len(counts) else ~mask)[:, :, None], filled, whole)
 
-    found = np.array(
-        [
-            outcome["probabilities"][answers[i // each]]
-            for i, outcome in enumerate(engine.stream(each * len(pixels), load))
-        ]
-    ).reshape(len(pixels), 2, len(counts))
+    n_views = each * len(photos.pixels)
+    outcomes = enumerate(engine.stream(n_views, load))
+    found = np.array([outcome["probabilities"][photos.answers[i // each]] for i, outcome in outcomes])
+    found = found.reshape(len(photos.pixels), 2, len(counts))
     return Curves(found[:, 0], found[:, 1])
 
 

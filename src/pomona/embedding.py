@@ -537,11 +537,11 @@ def _write_second_order(graph: GraphWriter, backbone: Backbone, prefix: str) -> 
             parts.append(_write_moments(graph, x, math.ceil(size_px / cut.stride), SECOND_ORDER_CUTS[cut.name]))
     pooled = _write_averages(graph, backbone, prefix)
     averages = graph.add("Concat", [part.features for part in pooled], axis=1)
-    mean, deviation = graph.constant(statistics.average_mean), graph.constant(statistics.average_deviation)
-    averages = graph.add("Div", [graph.add("Sub", [averages, mean]), deviation])
+    origin, deviation = graph.constant(statistics.average_mean), graph.constant(statistics.average_deviation)
+    averages = graph.add("Div", [graph.add("Sub", [averages, origin]), deviation])
     features, length = _write_norm(graph, averages, 1.0)
     sources = tuple(source for part in pooled for source in part.sources)
-    return [*parts, Part("averages", features, backbone.dim, sources, mean, deviation, length)]
+    return [*parts, Part("averages", features, backbone.dim, sources, origin, deviation, length)]
 
 
 def _write_moments(graph: GraphWriter, x: str, n_positions: int, share: float) -> Part:

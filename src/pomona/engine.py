@@ -100,9 +100,7 @@ class Engine:
 
     precision: Precision = "f32"  # bf16, the default where the CPU has it, measured slower without AMX and less exact
 
-    def __init__(
-        self, network: Path, *, n_workers: int | None = None, outputs: tuple[str, ...] | None = None
-    ) -> None:
+    def __init__(self, network: Path, *, n_workers: int | None = None, outputs: tuple[str, ...] | None = None) -> None:
         if n_workers is not None and n_workers < 1:
             raise OptionError(f"workers: wanted 1 or more, got {n_workers}")
         self.n_workers = n_workers or count_cpus()

@@ -1,8 +1,8 @@
 """Why an answer was given: where in the photo it comes from, and the photos learnt from that are nearest to it.
 
 In: a bundle and photos. Out: an `Explanation` a photo, and a picture of it as PNG.
-Why: a wrong answer for a right reason and a right answer for a wrong one, the shelf behind the fruit, look the same in a
-table of scores. The map is exact, not an estimate: it adds up to the score before it becomes a probability.
+Why: a right answer for a wrong reason, the shelf behind the fruit, looks like any other in a table of scores. The map is
+exact, not an estimate: it adds up to the score before it becomes a probability.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _MARK = "pomona explain"
 """Stands in each picture, so that only these are replaced."""
 
 _SIDE, _GAP, _THUMBNAIL, _HEAD, _FOOT = 416, 24, 112, 34, 96
-_TEXT, _SMALL = 18, 15
+_TEXT, _SMALL, _LARGE = 18, 15, 30
 _INK, _MUTED, _PAPER, _LINE = (27, 28, 26), (99, 100, 94), (255, 255, 255), (222, 221, 214)
 _FOR, _AGAINST = (214, 48, 12), (38, 92, 160)
 _FULL, _FAINT = 0.92, 0.3
@@ -94,6 +94,11 @@ class Explanation:
     pixels: NDArray[np.uint8] | None = field(default=None, repr=False)
     heat_map: NDArray[np.float32] | None = field(default=None, repr=False)
     nearest: tuple[Nearest, ...] = ()
+
+    def to_dict(self, picture: Path | None = None) -> dict[str, Any]:
+        """As plain values for JSON, with the path of its picture; the map is in the picture alone."""
+        nearest = [one.to_dict() for one in self.nearest]
+        return {**self.prediction.to_dict(), "nearest": nearest, "picture": None if picture is None else str(picture)}
 
 
 # --- finding reasons ------------------------------------------------------------------------------------------------
@@ -168,8 +173,8 @@ def _say_no_map(bundle: Bundle) -> str:
 def load_neighbours(bundle: Bundle, *, n_nearest: int = 3) -> FindNearest:
     """Open what a recogniser has learnt from, to find in it what is like a photo.
 
-    Names and places of photos come from the data it was trained on, where that is still there; every photo of it is read
-    once for its hash.
+    Names and places of photos come from the data it was trained on, where that is still there; every photo of it is
+    read once for its hash.
 
     Parameters
     ----------
@@ -323,13 +328,13 @@ def draw_explanation(explanation: Explanation) -> bytes:
 
 
 class _Pen:
-    """Writes on a picture, in two sizes."""
+    """Writes on a picture, in three sizes."""
 
     def __init__(self, picture: Image.Image, explanation: Explanation) -> None:
         self.picture, self.explanation = picture, explanation
         answers = [answer.label for answer in explanation.prediction.top]
         texts = [*answers, *(one.label for one in explanation.nearest), *(one.name for one in explanation.nearest), "…"]
-        self.fonts = {size: load_fonts(size, texts) for size in (_SMALL, _TEXT, 2 * _SMALL)}
+        self.fonts = {size: load_fonts(size, texts) for size in (_SMALL, _TEXT, _LARGE)}
 
     def write(
         self,
@@ -381,18 +386,18 @@ def _draw_legend(picture: Image.Image, pen: _Pen, left: int, top: int) -> None:
     from PIL import Image
 
     strengths = np.linspace(-1, 1, 120, dtype=np.float32)
-    bar = paint_map(np.full((14, 120, 3), 128, np.uint8), np.tile(strengths, (120, 1)))
-    end = pen.write("spoke against", left, top + 8, size=_SMALL, ink=_MUTED)
+    bar = paint_map(np.full((14, 120, 3), 190, np.uint8), np.tile(strengths, (120, 1)))
+    end = pen.write("spoke against it", left, top + 8, size=_SMALL, ink=_MUTED)
     picture.paste(Image.fromarray(bar), (end + 10, top + 11))
-    pen.write("spoke for the answer", end + 140, top + 8, size=_SMALL, ink=_MUTED)
+    pen.write("spoke for it", end + 140, top + 8, size=_SMALL, ink=_MUTED)
 
 
 def _draw_answer(pen: _Pen, left: int, top: int) -> None:
     top_answers = pen.explanation.prediction.top
     first = top_answers[0]
-    size = 2 * _SMALL
-    end = pen.write(first.label, left, top + size // 2, size=size, limit=22, otherwise="the answer")
-    pen.write(f"{first.score:.1%}", end + 14, top + size // 2 + 6, ink=_MUTED)
+    size, limit = (_LARGE, 20) if measure_units(first.label) <= 20 else (_TEXT, 36)
+    end = pen.write(first.label, left, top + 18, size=size, limit=limit, otherwise="the answer")
+    pen.write(f"{first.score:.1%}", end + 14, top + 18 + (4 if size == _LARGE else 0), ink=_MUTED)
     rest = ", ".join(f"{shorten(one.label, 20)} {one.score:.1%}" for one in top_answers[1:3])
     if rest:
         pen.write(f"then {rest}", left, top + 62, size=_SMALL, ink=_MUTED, otherwise="then others")
@@ -415,7 +420,8 @@ def _draw_nearest(picture: Image.Image, pen: _Pen, nearest: Sequence[Nearest], l
             pen.write(line, left + _THUMBNAIL + 14, y + 14 + 22 * row, ink=_INK if same else _FOR, limit=22)
         pen.write(f"similarity {one.similarity:.2f}", left + _THUMBNAIL + 14, y + 62, size=_SMALL, ink=_MUTED)
         name = one.name.rpartition("/")[2]
-        pen.write(name, left + _THUMBNAIL + 14, y + 84, size=_SMALL, ink=_MUTED, limit=24)
+        name = name if measure_units(name) <= 24 else f"…{name[-22:]}"  # the end tells one from the other
+        pen.write(name, left + _THUMBNAIL + 14, y + 84, size=_SMALL, ink=_MUTED, limit=26)
 
 
 def _break_lines(text: str, limit: int) -> list[str]:

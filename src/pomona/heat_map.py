@@ -227,4 +227,4 @@ def spread_positions(n: int, side: int) -> NDArray[np.float32]:
     # In units of 1 / (n * side) both grids have whole edges.
     wanted, given = np.arange(side)[:, None] * n, np.arange(n)[None, :] * side
     overlap = np.minimum(wanted + n, given + side) - np.maximum(wanted, given)
-    return (np.maximum(overlap, 0) / side).astype(np.float32)
+    return np.asarray(np.maximum(overlap, 0) / side, np.float32)
