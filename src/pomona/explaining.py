@@ -1,8 +1,8 @@
 """Why an answer was given: where in the photo it comes from, and the photos learnt from that are nearest to it.
 
 In: a bundle and photos. Out: an `Explanation` a photo, and a picture of it as PNG.
-Why: a right answer for a wrong reason, the shelf behind the fruit, looks like any other in a table of scores. The map is
-exact, not an estimate: it adds up to the score before it becomes a probability.
+Why: a right answer for a wrong reason, the shelf behind the fruit, looks like any other in a table of scores. The map
+is exact, not an estimate: it adds up to the score before it becomes a probability.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _TEXT, _SMALL, _LARGE = 18, 15, 30
 _INK, _MUTED, _PAPER, _LINE = (27, 28, 26), (99, 100, 94), (255, 255, 255), (222, 221, 214)
 _FOR, _AGAINST = (214, 48, 12), (38, 92, 160)
 _FULL, _FAINT = 0.92, 0.3
-_BRIGHTEST = 0.995
+_BRIGHTEST, _LEAST_SHOWN = 0.995, 0.0005
 
 
 @dataclass(frozen=True)
@@ -398,7 +398,9 @@ def _draw_answer(pen: _Pen, left: int, top: int) -> None:
     size, limit = (_LARGE, 20) if measure_units(first.label) <= 20 else (_TEXT, 36)
     end = pen.write(first.label, left, top + 18, size=size, limit=limit, otherwise="the answer")
     pen.write(f"{first.score:.1%}", end + 14, top + 18 + (4 if size == _LARGE else 0), ink=_MUTED)
-    rest = ", ".join(f"{shorten(one.label, 20)} {one.score:.1%}" for one in top_answers[1:3])
+    rest = ", ".join(
+        f"{shorten(one.label, 20)} {one.score:.1%}" for one in top_answers[1:3] if one.score >= _LEAST_SHOWN
+    )
     if rest:
         pen.write(f"then {rest}", left, top + 62, size=_SMALL, ink=_MUTED, otherwise="then others")
 

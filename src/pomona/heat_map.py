@@ -72,10 +72,10 @@ def append_heat_map(model: Any, *, logits: str, weights: str) -> bool:
     composition = Composition.from_json(note)
     del model.metadata_props[:]
     helper.set_model_props(model, notes)
-    sides = [max(source.height, source.width) for part in composition.parts for source in part.sources]
-    if not sides:
+    sides = (max(source.height, source.width) for part in composition.parts for source in part.sources)
+    side = max(sides, default=1)
+    if side == 1:
         return False
-    side = max(sides)
     _write_heat_map(graph, composition, logits, weights, side)
     model.graph.node.extend(graph.nodes)
     model.graph.initializer.extend(graph.constants.values())
