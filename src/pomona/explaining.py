@@ -25,7 +25,7 @@ from pomona.photo import decode_photo, read_photo_bytes
 from pomona.run_folder import read_setting
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Sequence
+    from collections.abc import Generator, Iterable, Sequence
 
     from numpy.typing import NDArray
     from PIL import Image
@@ -227,9 +227,7 @@ def _find_photos(bundle: Bundle) -> dict[str, tuple[str, Path]]:
 # --- pictures -------------------------------------------------------------------------------------------------------
 
 
-def write_explanations(
-    folder: Path, explanations: Sequence[Explanation] | Generator[Explanation]
-) -> Generator[tuple[Explanation, Path | None]]:
+def write_explanations(folder: Path, explanations: Iterable[Explanation]) -> Generator[tuple[Explanation, Path | None]]:
     """Write a picture for each explanation, named as its photo.
 
     Parameters
