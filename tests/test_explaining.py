@@ -110,6 +110,15 @@ def test_a_bundle_of_before_says_to_train_again() -> None:
             next(explain_photos(bundle, [GOLDEN / "photos" / "large.jpg"]))
 
 
+def test_where_the_layer_may_be_the_reason_another_one_is_offered() -> None:
+    bundle = load_bundle(GOLDEN / "bundle-v3")
+    entry = bundle.manifest.embedding
+    backbones = (entry.backbones[0].model_copy(update={"name": "timm:any"}),)
+    manifest = bundle.manifest.model_copy(update={"embedding": entry.model_copy(update={"backbones": backbones})})
+    with pytest.raises(BundleError, match="its layer has no positions: name an earlier one with --layer"):
+        next(explain_photos(replace(bundle, manifest=manifest), []))
+
+
 def test_a_class_that_was_taught_is_explained_exactly(
     trained: TrainResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
