@@ -280,7 +280,7 @@ def show_held(content: dict) -> list[Row]:
     ]
 
 
-# --- promises: thresholds found on some groups, checked on others ------------------------------------------------------
+# --- promises: thresholds found on some groups, checked on others ----------------------------------------------------
 
 
 def measure_promises() -> dict:
@@ -454,7 +454,7 @@ def show_small(content: dict) -> list[Row]:
             (
                 f"{write_share(np.mean([one['covered'] for one in draws]))} of shortlists "
                 f"({np.mean([one['shortlist'] for one in draws]):.1f} classes); "
-                f"{write_share(float(sure @ right / max(sure.sum(), 1e-9)))} right of the {write_share(sure.mean())} that "
+                f"{write_share(float(sure @ right / max(sure.sum(), 1e-9)))} right of {write_share(sure.mean())} that "
                 "are sure"
             ),
         ),

@@ -296,7 +296,7 @@ def test_damaged_cache_is_computed_again(rendered: Path, trained: TrainResult, t
     embedding = plan_embedding("instant", size_px=64, precision=trained.bundle.manifest.embedding.precision)
     name = f"{embedding.slug}-{embedding.key[:16]}"
     (database,) = cache.glob(f"features/{name}-*.sqlite")
-    network = cache / "networks" / f"{name}.onnx"
+    (network,) = cache.glob(f"networks/{name}-*.onnx")
     if damage == "vector":
         with closing(sqlite3.connect(database)) as connection, connection:
             ((key, vector),) = connection.execute("SELECT sha256, vector FROM vectors LIMIT 1").fetchall()

@@ -15,6 +15,7 @@ import json
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import is_dataclass
@@ -29,12 +30,14 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from pomona.bundle import Bundle
     from pomona.class_names import ClassName
     from pomona.clock import Progress
     from pomona.comparison import Difference
     from pomona.effort import Forecast
     from pomona.enhancement_effect import Effects
     from pomona.evaluation import Evaluation, Metric
+    from pomona.explaining import Explanation, FindNearest
     from pomona.findings import Audit
     from pomona.prediction import Answer, Prediction
     from pomona.run_log import Row
@@ -65,6 +68,7 @@ _STEPS = {
     "compare_runs": "Evaluating the other",
     "save": "Writing the run",
     "predict": "Predicting",
+    "explain": "Finding reasons",
 }
 
 _OPTIONS: dict[str, tuple[str, str, tuple[str, ...]]] = {
@@ -416,6 +420,54 @@ def predict(
         _fail(_say_none(len(answers)), EXIT_DATA)
 
 
+def explain(
+    run: Annotated[Path, typer.Argument(help="Run folder that `pomona train` wrote.")],
+    photos: Annotated[
+        list[str], typer.Argument(help="Photos, folders, patterns; - reads paths from stdin, one a line.")
+    ],
+    *,
+    output: Annotated[Path, typer.Option(help="Folder for the pictures, one a photo.")] = Path("explanations"),
+    topk: Annotated[int, typer.Option(min=1, help="How many of the most probable classes to name.")] = 5,
+    workers: Workers = None,
+    as_json: Json = False,
+) -> None:
+    """Show why: where in a photo its answer comes from, and the photos learnt from that are nearest to it."""
+    from pomona.bundle import load_bundle
+    from pomona.dataset import find_photos
+    from pomona.explaining import explain_photos, write_explanations
+
+    paths = find_photos(_read_paths(photos))
+    bundle = load_bundle(run, n_workers=workers)
+    rows: list[tuple[Explanation, Path | None]] = []
+    with _show_progress() as on_progress:
+        explanations = explain_photos(bundle, paths, n_top=topk, find_nearest=_open_neighbours(bundle))
+        with closing(explanations), closing(write_explanations(output, explanations)) as written:
+            for row in written:
+                rows.append(row)
+                on_progress("explain", len(rows), len(paths))
+    if as_json:
+        _print_json([explanation.to_dict(picture) for explanation, picture in rows])
+    else:
+        out = _console(sys.stdout)
+        out.print(_tabulate_explanations(rows))
+        if any(picture for _, picture in rows):
+            _print_places(out, {"Pictures": output})
+    if not any(picture for _, picture in rows):
+        _fail(_say_none(len(rows)), EXIT_DATA)
+
+
+def _open_neighbours(bundle: Bundle) -> FindNearest | None:
+    """What finds the nearest photos learnt from; where it cannot be had, a note says why and the rest goes on."""
+    from pomona.errors import BundleError
+    from pomona.explaining import load_neighbours
+
+    try:
+        return load_neighbours(bundle)
+    except BundleError as error:
+        _warn(f"no photos learnt from are named: {error}")
+        return None
+
+
 def add_class(
     run: Annotated[Path, typer.Argument(help="Run folder that `pomona train` wrote.")],
     name: Annotated[str, typer.Argument(help='Class, known or new; or its path, such as "Fruit/Apple/Elstar".')],
@@ -728,6 +780,7 @@ _COMMANDS = (
     train,
     evaluate,
     predict,
+    explain,
     add_class,
     remove_class,
     names,
@@ -1042,6 +1095,25 @@ def _tabulate_predictions(
             continue
         doubt = " [yellow]?[/]" if answer.sure is False else ""
         table.add_row(*lead, f"{best}{doubt}", f"{said.score:.1%}", f"[dim]{rest}[/]")
+    return table
+
+
+def _tabulate_explanations(rows: Sequence[tuple[Explanation, Path | None]]) -> Table:
+    from rich.markup import escape
+
+    folder, names = _split_common_folder([explanation.prediction.file for explanation, _ in rows])
+    table = _table("Photo", "Answer", "Score", "Nearest photos learnt from", "Picture")
+    if folder:
+        table.title, table.title_justify = escape(f"Photos in {folder}"), "left"
+    for name, (explanation, picture) in zip(names, rows, strict=True):
+        answer = explanation.prediction
+        if picture is None:
+            table.add_row(escape(name), f"[red]error[/]: {escape(answer.error or '')}", "", "", "")
+            continue
+        counts = Counter(one.label for one in explanation.nearest)
+        nearest = ", ".join(f"{n_photos} {escape(label)}" for label, n_photos in counts.items())
+        label = f"[bold]{escape(answer.label or '')}[/]"
+        table.add_row(escape(name), label, f"{answer.score:.1%}", f"[dim]{nearest}[/]", escape(picture.name))
     return table
 
 
