@@ -1,6 +1,6 @@
-"""Curves of training as SVG: loss and accuracy over epochs, and loss over learning rates.
+"""Curves as SVG: loss and accuracy over epochs, loss over learning rates, and how often ways are right over their time.
 
-In: rows of a run log; what a range test saw; the words to write. Out: SVG text that stands alone or inside the report.
+In: rows of a run log; what a range test saw; spots; the words to write. Out: SVG text that stands alone or in a page.
 Why: a picture that is text needs no package, stays sharp in print, and takes the colours of the page it is in. It is
 drawn at the width of a phone and grows from there, so its letters are never too small. Grey is what was learnt from;
 the one colour is what was held out.
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 _WIDTH, _PANEL_HEIGHT = 360, 208
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 12, 30, 46
+_SPOTS_WIDTH, _SPOTS_HEIGHT, _SPOTS_RIGHT = 720, 400, 150
+_SHIFTS = (0.0, 14.0, -14.0, 26.0, -26.0, 38.0, -38.0)
+"""How far a name may stand above or below its spot."""
+
 _N_DOTS = 40
 _TOO_LARGE = 1e30
 _PAPER, _INK, _MUTED, _LINE, _BAR, _ACCENT = (
@@ -58,6 +62,29 @@ ENGLISH = CurveLabels()
 CHINESE = CurveLabels("损失", "准确率", "训练", "验证", "轮次", "学习率", "建议值", "没有测量结果")
 
 
+class Spot(NamedTuple):
+    """A way to learn, by what it takes and how often it is right.
+
+    Parameters
+    ----------
+    name : str
+        Written beside it.
+    seconds : float
+        Time, above 0.
+    value, low, high : float
+        Share right and its interval, 0-1.
+    is_lead : bool
+        Whether it has the one colour.
+    """
+
+    name: str
+    seconds: float
+    value: float
+    low: float
+    high: float
+    is_lead: bool = False
+
+
 class _Line(NamedTuple):
     """Points of one curve; `marked` is the place of the one whose number is written."""
 
@@ -75,10 +102,12 @@ class _Axes(NamedTuple):
     height: float
     x_range: tuple[float, float]
     y_range: tuple[float, float]
+    width: float = _WIDTH
+    right: float = _RIGHT
 
     def x(self, value: float) -> float:
         low, high = self.x_range
-        return round(_LEFT + (value - low) / (high - low) * (_WIDTH - _LEFT - _RIGHT), 1)
+        return round(_LEFT + (value - low) / (high - low) * (self.width - _LEFT - self.right), 1)
 
     def y(self, value: float) -> float:
         low, high = self.y_range
@@ -158,6 +187,79 @@ def _mark_lr(axes: _Axes, suggested: float, labels: CurveLabels) -> list[str]:
     ]
 
 
+# --- spots ----------------------------------------------------------------------------------------------------------
+
+
+def draw_spots(spots: Sequence[Spot], title: str = "Right, of all photos kept apart", foot: str = "seconds") -> str:
+    """Draw how often each of several ways is right over the time it takes, with intervals; names stand at the spots.
+
+    Parameters
+    ----------
+    spots : sequence of Spot
+        Any number.
+    title : str
+        What the height says.
+    foot : str
+        What the width says; its axis is logarithmic.
+
+    Returns
+    -------
+    str
+        An SVG, 720 units wide; it fills what it is put in, up to 860 pixels.
+    """
+    logs = [math.log10(max(spot.seconds, 0.01)) for spot in spots] or [0.0]
+    powers = (math.floor(min(logs) + 1e-9), math.ceil(max(logs) + 0.05))
+    axes = _Axes(_TOP, _SPOTS_HEIGHT - _TOP - _BOTTOM, powers, (0.0, 1.0), _SPOTS_WIDTH, _SPOTS_RIGHT)
+    steps = [(power + math.log10(factor), f"{factor * 10.0**power:g}") for power in range(*powers) for factor in (1, 3)]
+    parts = [_write(_LEFT, 16, title, weight=600), *_draw_grid(axes, [0.0, 0.2, 0.4, 0.6, 0.8, 1.0], percent=True)]
+    parts += _draw_foot(axes, [*steps, (powers[1], f"{10.0 ** powers[1]:g}")], foot)
+    places = _place_names([(axes.x(log), axes.y(spot.value), spot) for log, spot in zip(logs, spots, strict=False)])
+    for log, spot in zip(logs, spots, strict=False):
+        x, colour = axes.x(log), _ACCENT if spot.is_lead else _MUTED
+        parts.append(_stroke(f"M{x} {axes.y(spot.low)}V{axes.y(spot.high)}", colour))
+        parts.append(_dot(x, axes.y(spot.value), 4.5, colour))
+    for spot, (x, y, anchor) in zip(spots, places, strict=True):
+        colour = _ACCENT if spot.is_lead else _INK
+        parts.append(_write(x, y, f"{spot.name} {100 * spot.value:.0f}%", colour=colour, anchor=anchor, weight=600))
+    names = ", ".join(f"{spot.name} {100 * spot.value:.0f}% in {spot.seconds:.3g} s" for spot in spots)
+    return _wrap(parts, _SPOTS_HEIGHT, f"{title}: {names}", _SPOTS_WIDTH, 860)
+
+
+def _place_names(dots: Sequence[tuple[float, float, Spot]]) -> list[tuple[float, float, str]]:
+    """Where each name goes: right of its spot, else left of it, as near its height as others leave room."""
+    taken: list[tuple[float, float, float]] = []
+    found: dict[int, tuple[float, float, str]] = {}
+    for i in sorted(range(len(dots)), key=lambda i: dots[i][1]):  # from the top
+        x, y, spot = dots[i]
+        width = _measure(f"{spot.name} 100%") * 1.08
+        sides = [(x + 10, x + 10, "start"), (x - 10 - width, x - 10, "end")]
+        tries = [(left, place, anchor, y + 4 + shift) for shift in _SHIFTS for left, place, anchor in sides]
+        others = [dot for k, dot in enumerate(dots) if k != i]
+        rated = [
+            (_count_hits((left, left + width, line), taken, others), n) for n, (left, _, _, line) in enumerate(tries)
+        ]
+        left, place, anchor, line = tries[min(rated)[1]]
+        taken.append((left, left + width, line))
+        found[i] = (place, line, anchor)
+    return [found[i] for i in range(len(dots))]
+
+
+def _count_hits(
+    name: tuple[float, float, float],
+    taken: Sequence[tuple[float, float, float]],
+    dots: Sequence[tuple[float, float, Spot]],
+) -> float:
+    """How much a name, from left to right on a line, would hide of other names and spots; most beside the picture."""
+    left, right, line = name
+    hits = 1000.0 * (left < _LEFT or right > _SPOTS_WIDTH or not _TOP < line < _SPOTS_HEIGHT - _BOTTOM)
+    hits += sum(10.0 for start, end, other in taken if left < end and start < right and abs(line - other) < 15)
+    for x, y, spot in dots:
+        reach = max(9.0, (spot.high - spot.low) / 2 * (_SPOTS_HEIGHT - _TOP - _BOTTOM))
+        if left - 5 < x < right + 5 and abs(line - 4 - y) < reach + 5:
+            hits += 5.0 if abs(line - 4 - y) < 12 else 2.0
+    return hits
+
+
 # --- panels ---------------------------------------------------------------------------------------------------------
 
 
@@ -224,7 +326,7 @@ def _draw_grid(axes: _Axes, ticks: Sequence[float], *, percent: bool) -> list[st
     parts = []
     for tick in ticks:
         y = axes.y(tick)
-        parts.append(f'<path d="M{_LEFT} {y}H{_WIDTH - _RIGHT}" style="stroke:{_LINE}"/>')
+        parts.append(f'<path d="M{_LEFT} {y}H{axes.width - axes.right}" style="stroke:{_LINE}"/>')
         text = f"{100 * tick:.4g}%" if percent else f"{tick:.4g}"
         parts.append(_write(_LEFT - 6, y + 4, text, colour=_MUTED, anchor="end"))
     return parts
@@ -234,7 +336,7 @@ def _draw_foot(axes: _Axes, ticks: Sequence[tuple[float, str]], title: str) -> l
     """Ticks below a panel, and below them what they count."""
     y = axes.top + axes.height + 17
     parts = [_write(axes.x(place), y, text, colour=_MUTED, anchor="middle") for place, text in ticks]
-    return [*parts, _write(_WIDTH - _RIGHT, y + 16, title, colour=_MUTED, anchor="end")]
+    return [*parts, _write(axes.width - axes.right, y + 16, title, colour=_MUTED, anchor="end")]
 
 
 def _list_ticks(low: float, high: float, n_ticks: int, *, whole: bool = False) -> list[float]:
@@ -293,9 +395,9 @@ def _measure(text: str) -> float:
     return sum(12.0 if letter >= "\u2e80" else 6.4 for letter in text)
 
 
-def _wrap(parts: Sequence[str], height: int, title: str) -> str:
-    style = f"display:block;max-width:520px;font-family:{_FONTS}"
-    head = f'viewBox="0 0 {_WIDTH} {height}" width="100%" font-size="12" style="{style}"'
+def _wrap(parts: Sequence[str], height: int, title: str, width: int = _WIDTH, max_px: int = 520) -> str:
+    style = f"display:block;max-width:{max_px}px;font-family:{_FONTS}"
+    head = f'viewBox="0 0 {width} {height}" width="100%" font-size="12" style="{style}"'
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" class="curves" role="img" aria-label="{escape(title)}" {head}>\n'
         + "\n".join(parts)
