@@ -610,7 +610,7 @@ def _write_files(result: BenchmarkResult, options: BenchmarkOptions) -> None:
         verdict=result.verdict,
         facts=(
             f"{result.n_learnt:,} photos of {result.n_classes:,} classes learnt from; right on what share of "
-            f"{result.n_measured:,} {result.measured_on}. {options.workers or count_cpus()} threads."
+            f"{result.n_measured:,} {result.measured_on}. Threads: {options.workers or count_cpus()}."
         ),
         notes=result.notes,
         is_cached=options.cached,

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 _WIDTH, _PANEL_HEIGHT = 360, 208
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 12, 30, 46
-_SPOTS_WIDTH, _SPOTS_HEIGHT, _SPOTS_RIGHT = 720, 400, 150
-_SHIFTS = (0.0, 14.0, -14.0, 26.0, -26.0, 38.0, -38.0)
+_SPOTS_WIDTH, _SPOTS_HEIGHT, _SPOTS_RIGHT = 760, 400, 170
+_SHIFTS = (0.0, 14.0, -14.0, 28.0, -28.0, 42.0, -42.0, 56.0, -56.0, 70.0)
 """How far a name may stand above or below its spot."""
 
 _N_DOTS = 40
@@ -205,58 +205,70 @@ def draw_spots(spots: Sequence[Spot], title: str = "Right, of all photos kept ap
     Returns
     -------
     str
-        An SVG, 720 units wide; it fills what it is put in, up to 860 pixels.
+        An SVG, 760 units wide; it fills what it is put in, up to 1040 pixels.
     """
     logs = [math.log10(max(spot.seconds, 0.01)) for spot in spots] or [0.0]
-    powers = (math.floor(min(logs) + 1e-9), math.ceil(max(logs) + 0.05))
-    axes = _Axes(_TOP, _SPOTS_HEIGHT - _TOP - _BOTTOM, powers, (0.0, 1.0), _SPOTS_WIDTH, _SPOTS_RIGHT)
-    steps = [(power + math.log10(factor), f"{factor * 10.0**power:g}") for power in range(*powers) for factor in (1, 3)]
+    low, high = min(logs) - 0.1, max(max(logs) + 0.1, min(logs) + 1)
+    axes = _Axes(_TOP, _SPOTS_HEIGHT - _TOP - _BOTTOM, (low, high), (0.0, 1.0), _SPOTS_WIDTH, _SPOTS_RIGHT)
+    rounds = [factor * 10.0**power for power in range(math.floor(low), math.ceil(high)) for factor in (1, 3)]
+    ticks = [(math.log10(tick), f"{tick:g}") for tick in rounds if low <= math.log10(tick) <= high]
     parts = [_write(_LEFT, 16, title, weight=600), *_draw_grid(axes, [0.0, 0.2, 0.4, 0.6, 0.8, 1.0], percent=True)]
-    parts += _draw_foot(axes, [*steps, (powers[1], f"{10.0 ** powers[1]:g}")], foot)
-    places = _place_names([(axes.x(log), axes.y(spot.value), spot) for log, spot in zip(logs, spots, strict=False)])
-    for log, spot in zip(logs, spots, strict=False):
-        x, colour = axes.x(log), _ACCENT if spot.is_lead else _MUTED
-        parts.append(_stroke(f"M{x} {axes.y(spot.low)}V{axes.y(spot.high)}", colour))
-        parts.append(_dot(x, axes.y(spot.value), 4.5, colour))
-    for spot, (x, y, anchor) in zip(spots, places, strict=True):
-        colour = _ACCENT if spot.is_lead else _INK
-        parts.append(_write(x, y, f"{spot.name} {100 * spot.value:.0f}%", colour=colour, anchor=anchor, weight=600))
-    names = ", ".join(f"{spot.name} {100 * spot.value:.0f}% in {spot.seconds:.3g} s" for spot in spots)
-    return _wrap(parts, _SPOTS_HEIGHT, f"{title}: {names}", _SPOTS_WIDTH, 860)
+    parts += _draw_foot(axes, ticks, foot)
+    marks = [
+        _Mark(axes.x(log), axes.y(one.value), axes.y(one.high), axes.y(one.low), f"{one.name} {100 * one.value:.0f}%")
+        for log, one in zip(logs, spots, strict=False)
+    ]
+    for mark, spot in zip(marks, spots, strict=True):
+        colour = _ACCENT if spot.is_lead else _MUTED
+        parts.append(f'<g opacity="0.45">{_stroke(f"M{mark.x} {mark.top}V{mark.bottom}", colour)}</g>')
+    for mark, spot in zip(marks, spots, strict=True):
+        parts.append(_dot(mark.x, mark.y, 4.5, _ACCENT if spot.is_lead else _MUTED))
+    for mark, spot, (x, y, anchor) in zip(marks, spots, _place_names(marks), strict=True):
+        parts.append(_write(x, y, mark.text, colour=_ACCENT if spot.is_lead else _INK, anchor=anchor, weight=600))
+    said = ", ".join(f"{mark.text} in {spot.seconds:.3g} s" for mark, spot in zip(marks, spots, strict=True))
+    return _wrap(parts, _SPOTS_HEIGHT, f"{title}: {said}", _SPOTS_WIDTH, 1040)
 
 
-def _place_names(dots: Sequence[tuple[float, float, Spot]]) -> list[tuple[float, float, str]]:
-    """Where each name goes: right of its spot, else left of it, as near its height as others leave room."""
+class _Mark(NamedTuple):
+    """A spot in the picture, the ends of its bar, and what is written beside it."""
+
+    x: float
+    y: float
+    top: float
+    bottom: float
+    text: str
+
+
+def _place_names(marks: Sequence[_Mark]) -> list[tuple[float, float, str]]:
+    """Where each name goes: beside its spot, on the side and as near its height as what stands there leaves room."""
     taken: list[tuple[float, float, float]] = []
     found: dict[int, tuple[float, float, str]] = {}
-    for i in sorted(range(len(dots)), key=lambda i: dots[i][1]):  # from the top
-        x, y, spot = dots[i]
-        width = _measure(f"{spot.name} 100%") * 1.08
-        sides = [(x + 10, x + 10, "start"), (x - 10 - width, x - 10, "end")]
-        tries = [(left, place, anchor, y + 4 + shift) for shift in _SHIFTS for left, place, anchor in sides]
-        others = [dot for k, dot in enumerate(dots) if k != i]
-        rated = [
-            (_count_hits((left, left + width, line), taken, others), n) for n, (left, _, _, line) in enumerate(tries)
+    for i in sorted(range(len(marks)), key=lambda i: (marks[i].y, marks[i].x)):  # from the top
+        mark = marks[i]
+        width = 1.1 * _measure(mark.text)
+        others = [other for k, other in enumerate(marks) if k != i]
+        tries = [
+            (_count_hits((left, left + width, mark.y + 4 + shift), taken, others) + abs(shift) / 8, left, end, shift)
+            for shift in _SHIFTS
+            for left, end in ((mark.x + 10, False), (mark.x - 10 - width, True))
         ]
-        left, place, anchor, line = tries[min(rated)[1]]
+        _, left, is_end, shift = min(tries, key=lambda one: one[0])
+        line = mark.y + 4 + shift
         taken.append((left, left + width, line))
-        found[i] = (place, line, anchor)
-    return [found[i] for i in range(len(dots))]
+        found[i] = (mark.x - 10, line, "end") if is_end else (mark.x + 10, line, "start")
+    return [found[i] for i in range(len(marks))]
 
 
 def _count_hits(
-    name: tuple[float, float, float],
-    taken: Sequence[tuple[float, float, float]],
-    dots: Sequence[tuple[float, float, Spot]],
+    name: tuple[float, float, float], taken: Sequence[tuple[float, float, float]], marks: Sequence[_Mark]
 ) -> float:
     """How much a name, from left to right on a line, would hide of other names and spots; most beside the picture."""
     left, right, line = name
     hits = 1000.0 * (left < _LEFT or right > _SPOTS_WIDTH or not _TOP < line < _SPOTS_HEIGHT - _BOTTOM)
-    hits += sum(10.0 for start, end, other in taken if left < end and start < right and abs(line - other) < 15)
-    for x, y, spot in dots:
-        reach = max(9.0, (spot.high - spot.low) / 2 * (_SPOTS_HEIGHT - _TOP - _BOTTOM))
-        if left - 5 < x < right + 5 and abs(line - 4 - y) < reach + 5:
-            hits += 5.0 if abs(line - 4 - y) < 12 else 2.0
+    hits += sum(50.0 for start, end, other in taken if left < end and start < right and abs(line - other) < 15)
+    for mark in marks:
+        if left - 6 < mark.x < right + 6:
+            hits += 30.0 * (abs(line - 4 - mark.y) < 13) + 6.0 * (mark.top - 8 < line - 4 < mark.bottom + 8)
     return hits
 
 

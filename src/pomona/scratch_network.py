@@ -33,6 +33,7 @@ CROP_PX = 96
 _WIDTHS = (32, 64, 128, 256, 256)
 _BATCH = 32
 _LR, _WEIGHT_DECAY, _WARMUP = 2e-3, 0.05, 0.1
+_LATE = 0.05
 _SMOOTHING = 0.1
 _DROPOUT = 0.2
 _LEAST_AREA, _STRETCH = 0.35, 0.2
@@ -151,7 +152,9 @@ def train_network(
                 spent = (time.perf_counter() - started_s) / time_s
                 if is_late := spent >= 1:
                     break
-                _set_rate(optimizer, max(spent, step / (n_steps * n_epochs)))
+                share = step / (n_steps * n_epochs)
+                # Only where the time is what will end it does the rate follow the clock: else a seed decides it.
+                _set_rate(optimizer, spent if spent > share + _LATE else share)
                 x = _normalise(_draw_crops(pixels[rows], crop_px, make_generator(seed, 1, step)))
                 loss = loss_of(module(x), torch.from_numpy(labels[rows]))
                 optimizer.zero_grad()

@@ -44,9 +44,9 @@ WayName = Literal["most-frequent", "classic", "scratch", "nearest", "frozen", "p
 TITLES: dict[WayName, str] = {
     "most-frequent": "Most frequent class",
     "classic": "Classic features",
-    "scratch": "Network from scratch",
-    "nearest": "Frozen network, nearest photo",
-    "frozen": "Frozen network, new layer",
+    "scratch": "From scratch",
+    "nearest": "Frozen, nearest photo",
+    "frozen": "Frozen, new layer",
     "pomona": "Pomona",
     "tuned": "Pomona, tuned",
 }
