@@ -141,11 +141,11 @@ class BenchmarkOptions:
         for name, value, least in (
             ("folds", self.folds, 2),
             ("scratch-epochs", self.scratch_epochs, 1),
-            ("workers", self.workers or 1, 1),
+            ("workers", 1 if self.workers is None else self.workers, 1),
             ("seed", self.seed, 0),
         ):
-            if value < least or (name == "workers" and self.workers == 0):
-                raise OptionError(f"{name}: wanted {least} or more, got {0 if name == 'workers' else value}")
+            if value < least:
+                raise OptionError(f"{name}: wanted {least} or more, got {value}")
         if not 0 < self.val_share < 1:
             raise OptionError(f"val-share: wanted a share between 0 and 1, got {self.val_share}")
         self.list_ways()

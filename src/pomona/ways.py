@@ -514,7 +514,7 @@ def _end_with_parent() -> None:
     """End this process when the one that started it is gone: its end of the pipe closes then."""
 
     def wait() -> None:
-        sys.stdin.buffer.read()
+        os.read(0, 1)  # not through `sys.stdin`, whose lock a thread must not hold when Python ends
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
