@@ -53,9 +53,10 @@ class ClassicFeatures:
     blocks: Mapping[BlockName, NDArray[np.float32]]
     dataset: Dataset
 
-    def join(self, names: tuple[BlockName, ...]) -> NDArray[np.float32]:
-        """Some of the blocks side by side, (N, D); each weighs the same."""
-        return np.concatenate([self.blocks[name] for name in names], axis=1)
+    def join(self, names: tuple[BlockName, ...], rows: NDArray[np.intp] | None = None) -> NDArray[np.float32]:
+        """Some of the blocks side by side, (N, D), of some rows or all; each block weighs the same."""
+        blocks = [self.blocks[name] for name in names]
+        return np.concatenate(blocks if rows is None else [block[rows] for block in blocks], axis=1)
 
 
 def measure_colours(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from pomona.embedding import Embedding
     from pomona.features import Features
 
+    _Answer = Callable[[NDArray[np.float32], NDArray[np.float32]], NDArray[np.intp]]
+
 WayName = Literal["most-frequent", "classic", "scratch", "nearest", "frozen", "pomona", "tuned"]
 
 TITLES: dict[WayName, str] = {
@@ -56,6 +58,7 @@ MAX_LEARNT = 6_000
 """Photos that classic classifiers learn from where there are more: they compare each with each."""
 
 FROZEN_SIZE_PX = 224
+_ROWS_PER_PART = 2048
 
 _BLOCK_SETS: tuple[tuple[BlockName, ...], ...] = (
     ("colour",),
@@ -200,31 +203,27 @@ def _learn_classic(dataset: Dataset, task: Task) -> Found:
     dataset = features.dataset
     learnt, asked = _part_rows(dataset)
     learnt = _draw_evenly(dataset.labels, learnt, MAX_LEARNT, task.seed)
-    labels = dataset.labels
-    folds = [
-        (learnt[fitted], learnt[held_out])
-        for fitted, held_out in list_folds(labels[learnt], dataset.groups[learnt], seed=task.seed, n_folds=task.folds)
-    ]
+    labels = dataset.labels[learnt]
+    folds = list_folds(labels, dataset.groups[learnt], seed=task.seed, n_folds=task.folds)
+    tables = {names: _Table.make(features.join(names, learnt), labels, task) for names in _BLOCK_SETS}
     tried: list[tuple[str, float]] = []
-    tables = {names: _Table.make(features.join(names), labels, task) for names in _BLOCK_SETS}
 
     def score(names: tuple[BlockName, ...], kind: str, setting: tuple[float, ...]) -> float:
-        table = tables[names]
-        right = [table.classify(kind, setting, fitted, held_out) == labels[held_out] for fitted, held_out in folds]
-        share = float(np.concatenate(right).mean()) if right else 0.0
-        tried.append((f"{' + '.join(names)}, {_describe(kind, setting)}", share))
-        return share
+        right = [tables[names].hold_out(kind, setting, fitted, held_out) for fitted, held_out in folds]
+        tried.append((f"{' + '.join(names)}, {_describe(kind, setting)}", float(np.concatenate(right).mean())))
+        return tried[-1][1]
 
-    pairs = [(names, kind) for names in _BLOCK_SETS for kind in _GRIDS]
-    if not folds:  # nothing to choose by: what is mostly best
-        names, kind = _BLOCK_SETS[-1], "SVM"
-        setting = _GRIDS[kind][0]
-    else:
+    names, kind, setting = _BLOCK_SETS[-1], "SVM", _GRIDS["SVM"][0]
+    if folds:
+        pairs = [(names, kind) for names in _BLOCK_SETS for kind in _GRIDS]
         shares = [score(names, kind, _GRIDS[kind][0]) for names, kind in pairs]
         names, kind = pairs[int(np.argmax(shares))]
         settings = _GRIDS[kind]
         setting = settings[int(np.argmax([max(shares), *(score(names, kind, one) for one in settings[1:])]))]
-    answers = tables[names].classify(kind, setting, learnt, asked)
+    table = tables[names]
+    answer = table.fit(kind, setting, np.arange(len(learnt)))
+    parts = [features.join(names, rows) for rows in np.array_split(asked, -(-len(asked) // _ROWS_PER_PART))]
+    answers = np.concatenate([answer(x, _measure_distances(x, table.x)) for x in parts])
     chosen = f"{' + '.join(names)}, {_describe(kind, setting)}" + ("" if folds else "; not chosen, too few groups")
     return Found([dataset.photos[i] for i in asked], answers, chosen, tried=tried)
 
@@ -272,14 +271,17 @@ def _learn_pomona(dataset: Dataset, task: Task) -> Found:
 
 
 def _find_nearest(dataset: Dataset, task: Task) -> Found:
-    features = _extract(dataset, task, _average(task))
+    embedding = _average(task)
+    features = _extract(dataset, task, embedding)
     dataset, vectors = features.dataset, features.vectors
     learnt, asked = _part_rows(dataset)
     units = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     known = units[learnt]
-    nearest = [(units[rows] @ known.T).argmax(axis=1) for rows in np.array_split(asked, -(-len(asked) // 1024))]
+    nearest = [
+        (units[rows] @ known.T).argmax(axis=1) for rows in np.array_split(asked, -(-len(asked) // _ROWS_PER_PART))
+    ]
     answers = dataset.labels[learnt[np.concatenate(nearest)]]
-    return Found([dataset.photos[i] for i in asked], answers, _describe_embedding(_average(task)), features.n_cached)
+    return Found([dataset.photos[i] for i in asked], answers, _describe_embedding(embedding), features.n_cached)
 
 
 def _tune(dataset: Dataset, task: Task) -> Found:
@@ -333,8 +335,6 @@ def _part_rows(dataset: Dataset) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
 
 def _average(task: Task) -> Embedding:
     """Averages of the last activations: what a new last layer is usually put on."""
-    from dataclasses import replace
-
     from pomona.backbone import find_backbone
     from pomona.embedding import Embedding
 
@@ -400,47 +400,53 @@ class _Table(NamedTuple):
 
     @classmethod
     def make(cls, x: NDArray[np.float32], labels: NDArray[np.intp], task: Task) -> _Table:
-        norms = np.einsum("ij,ij->i", x, x)
-        distances = np.maximum(norms[:, None] + norms - 2 * (x @ x.T), 0)
+        distances = _measure_distances(x, x)
         spread = float(distances.mean(dtype=np.float64)) or 1.0
         return cls(x, distances, spread, labels, task.seed, task.workers or -1)
 
-    def classify(
-        self, kind: str, setting: tuple[float, ...], fitted: NDArray[np.intp], asked: NDArray[np.intp]
-    ) -> NDArray[np.intp]:
-        """Fit a classifier on some rows, and answer for others."""
-        known = self.labels[fitted]
+    def hold_out(
+        self, kind: str, setting: tuple[float, ...], fitted: NDArray[np.intp], held_out: NDArray[np.intp]
+    ) -> NDArray[np.bool_]:
+        """Whether a classifier that is fitted on some rows is right on others."""
+        answers = self.fit(kind, setting, fitted)(self.x[held_out], self.distances[np.ix_(held_out, fitted)])
+        return np.equal(answers, self.labels[held_out])
+
+    def fit(self, kind: str, setting: tuple[float, ...], rows: NDArray[np.intp]) -> _Answer:
+        """Fit a classifier on some rows; it takes features and their squared distances from those rows."""
+        known, distances = self.labels[rows], self.distances[np.ix_(rows, rows)]
         if len(np.unique(known)) < 2:
-            return np.full(len(asked), known[0])
+            return lambda x, _distances: np.full(len(x), known[0])
         if kind == "SVM":
             from sklearn.svm import SVC
 
-            strength, gamma = setting
-            scale = gamma / self.spread
-            model = SVC(C=strength, kernel="precomputed")
-            model.fit(np.exp(-scale * self.distances[np.ix_(fitted, fitted)]), known)
-            answers = model.predict(np.exp(-scale * self.distances[np.ix_(asked, fitted)]))
-        elif kind == "nearest photos":
+            strength, scale = setting[0], setting[1] / self.spread
+            model = SVC(C=strength, kernel="precomputed").fit(np.exp(-scale * distances), known)
+            return lambda _x, distances: model.predict(np.exp(-scale * distances))
+        if kind == "nearest photos":
             from sklearn.neighbors import KNeighborsClassifier
 
-            n_nearest = min(int(setting[0]), len(fitted))
-            model = KNeighborsClassifier(n_nearest, weights="distance", metric="precomputed", n_jobs=1)
-            model.fit(np.sqrt(self.distances[np.ix_(fitted, fitted)]), known)
-            answers = model.predict(np.sqrt(self.distances[np.ix_(asked, fitted)]))
-        elif kind == "random forest":
+            n_nearest = min(int(setting[0]), len(rows))
+            nearest = KNeighborsClassifier(n_nearest, weights="distance", metric="precomputed", n_jobs=1)
+            nearest.fit(np.sqrt(distances), known)
+            return lambda _x, distances: nearest.predict(np.sqrt(distances))
+        if kind == "random forest":
             from sklearn.ensemble import RandomForestClassifier
 
-            model = RandomForestClassifier(int(setting[0]), n_jobs=self.n_jobs, random_state=self.seed)
-            answers = model.fit(self.x[fitted], known).predict(self.x[asked])
-        else:
-            from sklearn.decomposition import PCA
-            from sklearn.linear_model import LogisticRegression
+            forest = RandomForestClassifier(int(setting[0]), n_jobs=self.n_jobs, random_state=self.seed)
+            forest.fit(self.x[rows], known)
+            return lambda x, _distances: forest.predict(x)
+        from sklearn.decomposition import PCA
+        from sklearn.linear_model import LogisticRegression
 
-            n_axes = min(_N_AXES, len(fitted) - 1, self.x.shape[1])
-            axes = PCA(n_axes, random_state=self.seed).fit(self.x[fitted])
-            model = LogisticRegression(C=setting[0], max_iter=300)
-            answers = model.fit(axes.transform(self.x[fitted]), known).predict(axes.transform(self.x[asked]))
-        return np.asarray(answers, np.intp)
+        axes = PCA(min(_N_AXES, len(rows) - 1, self.x.shape[1]), random_state=self.seed).fit(self.x[rows])
+        regression = LogisticRegression(C=setting[0], max_iter=300).fit(axes.transform(self.x[rows]), known)
+        return lambda x, _distances: regression.predict(axes.transform(x))
+
+
+def _measure_distances(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Squared distances (N, M)."""
+    norms = [np.einsum("ij,ij->i", x, x) for x in (a, b)]
+    return np.asarray(np.maximum(norms[0][:, None] + norms[1] - 2 * (a @ b.T), 0), np.float32)
 
 
 def _require_sklearn() -> None:
