@@ -245,7 +245,7 @@ def _place_names(marks: Sequence[_Mark]) -> list[tuple[float, float, str]]:
     found: dict[int, tuple[float, float, str]] = {}
     for i in sorted(range(len(marks)), key=lambda i: (marks[i].y, marks[i].x)):  # from the top
         mark = marks[i]
-        width = 1.1 * _measure(mark.text)
+        width = 1.2 * _measure(mark.text)  # bold, of whatever font there is
         others = [other for k, other in enumerate(marks) if k != i]
         tries = [
             (_count_hits((left, left + width, mark.y + 4 + shift), taken, others) + abs(shift) / 8, left, end, shift)
