@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pomona.bundle import HEAD_NAME, Answer, Prediction, load_bundle
+from pomona.bundle import HEAD_NAME, load_bundle
 from pomona.errors import BundleError, OptionError, StorageError
 from pomona.explaining import (
     Explanation,
@@ -28,6 +28,7 @@ from pomona.explaining import (
 )
 from pomona.files import cache_folder
 from pomona.novelty import sketch_vectors
+from pomona.prediction import Answer, Prediction
 from pomona.samples import KINDS, SampleOptions, write_samples
 from pomona.teaching import add_class
 

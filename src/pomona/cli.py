@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from pomona.benchmark import BenchmarkResult, BenchmarkRow
     from pomona.bundle import Bundle
     from pomona.class_names import ClassName
     from pomona.clock import Progress
@@ -69,12 +70,14 @@ _STEPS = {
     "save": "Writing the run",
     "predict": "Predicting",
     "explain": "Finding reasons",
+    "ways": "Measuring ways",
 }
 
 _OPTIONS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "demo": ("pomona.demo", "DemoOptions", ()),
     "check": ("pomona.checking", "CheckOptions", ("data",)),
     "train": ("pomona.training", "TrainOptions", ("data",)),
+    "benchmark": ("pomona.benchmark", "BenchmarkOptions", ("data",)),
 }
 """Where the options class of a command is, and which of its fields are arguments."""
 
@@ -319,6 +322,20 @@ def check(options: Any, *, as_json: Json = False) -> None:
     _print_places(out, result.places)
     if result.audit.count() and not options.report:
         out.print("\nLook at them in a browser: --report audit.html", style="dim", highlight=False)
+
+
+def benchmark(options: Any, *, as_json: Json = False) -> None:
+    """Measure what transfer learning bought: classic features, a network from scratch and Pomona on your photos."""
+    from pomona.benchmark import run_benchmark
+
+    with _show_progress() as on_progress:
+        result = run_benchmark(options, on_progress=on_progress, on_row=_print_way)
+    if as_json:
+        _print_json(result.to_dict())
+    else:
+        _print_benchmark(_console(sys.stdout), result)
+    if result.interrupted:
+        _fail(f"interrupted; what was measured so far stands in {options.output}", EXIT_INTERRUPTED)
 
 
 def evaluate(
@@ -779,6 +796,7 @@ _COMMANDS = (
     check,
     train,
     evaluate,
+    benchmark,
     predict,
     explain,
     add_class,
@@ -914,7 +932,7 @@ def _table(*headings: str) -> Table:
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for heading in headings:
-        numeric = heading in {"Score", "Photos", "MB", "Value", "95 % interval"}
+        numeric = heading in {"Score", "Photos", "MB", "Value", "95 % interval", "Right", "Seconds", "CPU-seconds"}
         table.add_column(heading, justify="right" if numeric else "left", overflow="fold")
     return table
 
@@ -959,6 +977,45 @@ def _print_audit(out: Console, audit: Audit) -> None:
     for remark in audit.remarks:
         mark = "[bold red]![/] " if remark.flagged else "  "
         out.print(f"{mark}{escape(remark.text)}", highlight=False)
+
+
+def _print_way(row: BenchmarkRow) -> None:
+    """A way that is done, on stderr."""
+    from rich.markup import escape
+
+    right = f"right on {row.accuracy.value:.1%}" if row.accuracy else f"{row.status}: {row.reason}"
+    _console(sys.stderr).print(escape(f"  {row.title}: {right}, {row.seconds:.1f} s"), style="dim", highlight=False)
+
+
+def _print_benchmark(out: Console, result: BenchmarkResult) -> None:
+    from rich.markup import escape
+
+    out.print(f"\n{result.verdict}", style="bold", highlight=False, markup=False)
+    skipped = f", {result.n_skipped:,} skipped" if result.n_skipped else ""
+    out.print(
+        f"Learnt from {result.n_learnt:,} photos of {result.n_classes:,} classes{skipped}; measured on "
+        f"{result.n_measured:,} {result.measured_on}.",
+        highlight=False,
+        markup=False,
+    )
+    table = _table("Way", "Right", "95 % interval", "Seconds", "CPU-seconds", "MB", "Cached", "")
+    for row in result.rows:
+        found = row.accuracy
+        shares = (f"{found.value:.1%}", f"{found.low:.1%} to {found.high:.1%}") if found else ("-", "")
+        memory = "-" if row.memory_mb is None else f"{row.memory_mb:,.0f}"
+        cached = f"{row.n_cached:,}" if row.n_cached else "no"
+        costs = (f"{row.seconds:.1f}", f"{row.cpu_seconds:.1f}", memory, cached)
+        said = row.detail if row.status == "done" else f"{row.status}: {row.reason}"
+        table.add_row(row.title, *shares, *costs, escape(said), style=None if row.status == "done" else "dim")
+    out.print(table)
+    out.print(
+        "Each way in a process of its own, from photos to answers. Where others use the cores too, CPU-seconds are "
+        "the figure to trust.",
+        style="dim",
+    )
+    for note in result.notes:
+        _warn(note)
+    _print_places(out, result.places)
 
 
 def _print_effects(out: Console, effects: Effects) -> None:
