@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pomona.backbone import Preprocessing, Tuned, choose_layer, find_backbone
-from pomona.bundle import build_model
 from pomona.effort import RECIPES, plan_embedding
 from pomona.embedding import (
     N_PROJECTED,
@@ -32,6 +31,8 @@ from pomona.graph import GraphWriter
 from pomona.head import Head
 from pomona.heat_map import find_places, spread_positions
 from pomona.layers import Layer
+from pomona.model_file import build_model
+from pomona.trust import Trust
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -61,7 +62,7 @@ def build(embedding: Embedding, folder: Path, head: Head | None = None, network:
     path = load_network(embedding) if network is None else folder / "network.onnx"
     if network is not None:
         path.write_bytes(network)
-    (folder / "model.onnx").write_bytes(build_model(path, head or make_head(embedding.dim)))
+    (folder / "model.onnx").write_bytes(build_model(path, head or make_head(embedding.dim), Trust()))
     return Engine(folder / "model.onnx", n_workers=1)
 
 
