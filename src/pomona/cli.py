@@ -267,7 +267,7 @@ def demo(options: Any) -> None:
     answers = [prediction for _, prediction in result.predictions]
     out.print(_tabulate_predictions(answers, shows=[label for label, _ in result.predictions]))
     out.print(
-        "The last photo shows no fruit, and the answer is the class that comes nearest: look at its score.\n",
+        "The last photo shows no fruit, and was never learnt: it is to be answered unknown.\n",
         style="dim",
     )
     _print_places(
