@@ -117,7 +117,7 @@ def test_golden_bundle_of_format_2_still_answers_the_same() -> None:
     # Another CPU may round a few activations to the next of 256 values.
     np.testing.assert_allclose(probabilities, [one["probabilities"] for one in EXPECTED_V2.values()], atol=3e-3)
     assert [answer.label for answer in bundle.predict(photos)] == [one["label"] for one in EXPECTED_V2.values()]
-    assert [len(tensor) for tensor in bundle.engine.run(np.zeros((1, 32, 32, 3), np.uint8)).values()] == [1, 1]
+    assert [len(tensor) for tensor in bundle.whole_engine.run(np.zeros((1, 32, 32, 3), np.uint8)).values()] == [1, 1]
     assert bundle.preprocessing == Preprocessing(32, decode_px=64)
     (entry,) = bundle.manifest.embedding.backbones
     assert (bundle.manifest.embedding.precision, bundle.manifest.embedding.mirrored, entry.name) == (
@@ -285,7 +285,7 @@ def test_head_on_its_own_is_the_head_in_the_graph(trained: TrainResult, rendered
     bundle = trained.bundle
     head = Head(**load_file(bundle.folder / HEAD_NAME), l2=0)
     pixels = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8)
-    outputs = bundle.engine.run(pixels)
+    outputs = bundle.whole_engine.run(pixels)
     np.testing.assert_allclose(outputs["probabilities"], head.predict_proba(outputs["features"]), atol=1e-5)
 
 

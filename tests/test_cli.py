@@ -23,6 +23,7 @@ import pytest
 import typer
 from PIL import Image
 
+from pomona.benchmark import BenchmarkOptions
 from pomona.bundle import MODEL_NAME
 from pomona.cli import build_app
 from pomona.demo import DemoOptions, run_demo
@@ -296,7 +297,7 @@ def test_damaged_cache_is_computed_again(rendered: Path, trained: TrainResult, t
     embedding = plan_embedding("instant", size_px=64, precision=trained.bundle.manifest.embedding.precision)
     name = f"{embedding.slug}-{embedding.key[:16]}"
     (database,) = cache.glob(f"features/{name}-*.sqlite")
-    network = cache / "networks" / f"{name}.onnx"
+    (network,) = cache.glob(f"networks/{name}-*.onnx")
     if damage == "vector":
         with closing(sqlite3.connect(database)) as connection, connection:
             ((key, vector),) = connection.execute("SELECT sha256, vector FROM vectors LIMIT 1").fetchall()
@@ -687,7 +688,9 @@ def test_help_and_version() -> None:
     assert all(re.search(rf"│ {name} +\S", stdout) for name in ("demo", "train", "evaluate", "predict", "fetch"))
 
 
-@pytest.mark.parametrize(("command", "options_class"), [("train", TrainOptions), ("demo", DemoOptions)])
+@pytest.mark.parametrize(
+    ("command", "options_class"), [("train", TrainOptions), ("demo", DemoOptions), ("benchmark", BenchmarkOptions)]
+)
 def test_flags_are_the_fields_of_the_options_class(command: str, options_class: type[Any]) -> None:
     app = build_app()
     parameters = {one.name: one for one in typer.main.get_command(app).commands[command].params}

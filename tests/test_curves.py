@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pomona.curves import CHINESE, ENGLISH, CurveLabels, draw_learning_curves, draw_lr_curve
+from pomona.curves import CHINESE, ENGLISH, CurveLabels, Spot, draw_learning_curves, draw_lr_curve, draw_spots
 from pomona.lr_range import RangeResult, find_lr
 from pomona.run_log import Row
 
@@ -121,3 +121,39 @@ def test_a_sweep_of_a_step_or_two_is_drawn(n: int) -> None:
     values = np.ones(n)
     svg = draw_lr_curve(RangeResult(np.geomspace(1e-6, 1e-5, 2)[:n], values, values, 1e-7, ""))
     assert "suggested 1e-07" in texts_of(svg)
+
+
+# --- spots ----------------------------------------------------------------------------------------------------------
+
+
+def test_spots_stand_by_time_and_share_with_their_names() -> None:
+    spots = [Spot("slow & poor", 100, 0.4, 0.3, 0.5), Spot("quick", 1, 0.8, 0.7, 0.9, True)]
+    svg = draw_spots(spots)
+    poor, quick = (
+        (float(node.get("cx", "")), float(node.get("cy", ""))) for node in ET.fromstring(svg).iter(f"{SVG}circle")
+    )
+    assert quick[0] < poor[0]
+    assert quick[1] < poor[1]
+    assert {"slow & poor 40%", "quick 80%", "seconds", "10"} <= set(texts_of(svg))
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.tuples(st.floats(0, 1e5), st.floats(0, 1)), max_size=7))
+def test_any_spots_are_drawn_inside_and_no_two_names_lie_on_each_other(values: list[tuple[float, float]]) -> None:
+    svg = draw_spots([Spot(f"way {i}", seconds, value, value, value) for i, (seconds, value) in enumerate(values)])
+    root = ET.fromstring(svg)
+    width, height = (float(side) for side in root.get("viewBox", "").split()[2:])
+    names = []
+    for node in root.iter(f"{SVG}text"):
+        text = "".join(node.itertext())
+        if text.startswith("way "):
+            x, y = float(node.get("x", "")), float(node.get("y", ""))
+            left = x - 6 * len(text) if node.get("text-anchor") == "end" else x
+            assert left >= 0
+            assert left + 6 * len(text) <= width
+            assert 0 < y < height
+            names.append((left, y, 6 * len(text)))
+    assert len(names) == len(values)
+    for i, (left, y, length) in enumerate(names):
+        for other_left, other_y, other_length in names[:i]:
+            assert abs(y - other_y) >= 12 or left > other_left + other_length or other_left > left + length

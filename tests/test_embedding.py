@@ -168,7 +168,7 @@ def test_a_part_that_is_all_zeros_stays_finite() -> None:
 
     graph = GraphWriter()
     x = graph.add("Cast", ["pixels"], to=TensorProto.FLOAT)
-    graph.add("Identity", [_write_norm(graph, x, 3.0)], name="features")
+    graph.add("Identity", [_write_norm(graph, x, 3.0)[0]], name="features")
     model = onnx.load_from_string(graph.to_bytes(("pixels", ("N", 4)), ("features", ("N", 4))))
     rows = np.array([[0, 0, 0, 0], [0, 0, 7, 0], [1, 1, 1, 1]], np.uint8)
     got: Any = ReferenceEvaluator(model).run(None, {"pixels": rows})

@@ -557,15 +557,15 @@ def test_the_picture_marks_only_mistakes_in_colour() -> None:
 
 
 def test_a_name_no_font_can_write_becomes_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pomona.confusion_map._CJK_FONTS", ())
+    monkeypatch.setattr("pomona.lettering._CJK_FONTS", ())
     chinese = _evaluate(40, 2, 0.5, classes=["苹果", "梨"])
     numbered = _evaluate(40, 2, 0.5, classes=["#0", "#1"])
     assert draw_confusion(chinese) == draw_confusion(numbered)
 
 
 def test_a_name_loses_its_accents_before_it_becomes_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pomona.confusion_map._CJK_FONTS", ())
-    monkeypatch.setattr("pomona.confusion_map._LATIN_FONTS", ())
+    monkeypatch.setattr("pomona.lettering._CJK_FONTS", ())
+    monkeypatch.setattr("pomona.lettering._LATIN_FONTS", ())
     accented = _evaluate(40, 2, 0.5, classes=["Pêche", "Grüner Apfel mit einem sehr langen Namen"])
     plain = _evaluate(40, 2, 0.5, classes=["Peche", "Gruner Apfel mit einem sehr langen Namen"])
     assert draw_confusion(accented) == draw_confusion(plain)

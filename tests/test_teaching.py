@@ -57,7 +57,7 @@ def _list_photos(folder: Path) -> list[Path]:
 
 def _compute_features(bundle: Bundle, photos: list[Path]) -> NDArray[np.float32]:
     pixels = np.array([bundle.preprocessing.read(photo.read_bytes()) for photo in photos])
-    return np.asarray(bundle.engine.run(pixels)["features"])
+    return np.asarray(bundle.whole_engine.run(pixels)["features"])
 
 
 def _check_against_full_fit(run: Path, photos_of: dict[str, list[Path]]) -> float:

@@ -420,7 +420,7 @@ def _answer_again(result: TrainResult, data: Path) -> None:
     assert [answer.score for answer in answers] == pytest.approx([float(row["score"]) for row in rows], abs=1e-5)
     size_px = bundle.preprocessing.size_px
     pixels = np.random.default_rng(0).integers(0, 256, (2, size_px, size_px, 3), np.uint8)
-    outputs = bundle.engine.run(pixels)
+    outputs = bundle.whole_engine.run(pixels)
     head = Head(**load_file(bundle.folder / HEAD_NAME), l2=0)
     np.testing.assert_allclose(outputs["probabilities"], head.predict_proba(outputs["features"]), atol=1e-5)
 
@@ -463,7 +463,7 @@ def test_features_are_taken_from_the_layer_that_is_named(rendered: Path, tmp_pat
     assert embedding.pooling == "average"
     assert [one.pooled for one in embedding.backbones] == [("stage5",)]
     assert result.bundle.manifest.provenance["option_layer"] == "stage5"
-    features = result.bundle.engine.run(np.zeros((1, 64, 64, 3), np.uint8))["features"]
+    features = result.bundle.whole_engine.run(np.zeros((1, 64, 64, 3), np.uint8))["features"]
     assert features.shape == (1, 112)
 
 

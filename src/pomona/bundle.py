@@ -340,7 +340,15 @@ class Bundle:
 
     @cached_property
     def engine(self) -> Engine:
-        """The whole graph, compiled on first use."""
+        """What predicts, compiled on first use: all of the graph but its heat map, which costs time."""
+        entry = self.manifest.trust
+        unknown = (UNKNOWN,) if entry is not None and entry.unknown is not None else ()
+        outputs = ("probabilities", "features", *unknown)
+        return Engine(self.folder / MODEL_NAME, n_workers=self.n_workers, outputs=outputs)
+
+    @cached_property
+    def whole_engine(self) -> Engine:
+        """The graph with all that it gives, features and a heat map among it, compiled on first use."""
         return Engine(self.folder / MODEL_NAME, n_workers=self.n_workers)
 
     @cached_property
@@ -398,7 +406,7 @@ class Bundle:
             One per photo.
         """
         for photo, outcome in zip(photos, self._stream(photos), strict=True):
-            yield self._to_prediction("-" if isinstance(photo, bytes) else str(photo), outcome, n_top)
+            yield self.to_prediction("-" if isinstance(photo, bytes) else str(photo), outcome, n_top)
 
     def predict_proba(
         self, photos: Sequence[str | Path | bytes], *, on_photo: Callable[[int, int], None] | None = None
@@ -439,9 +447,10 @@ class Bundle:
 
         return self.engine.stream(len(photos), load_pixels)
 
-    def _to_prediction(
+    def to_prediction(
         self, file: str, outcome: Mapping[str, NDArray[np.float32]] | PhotoError, n_top: int
     ) -> Prediction:
+        """What outputs of the graph say of a photo, or why it could not be used."""
         if isinstance(outcome, PhotoError):
             return Prediction(file, error=say_fault(file, outcome))
         strangeness = float(outcome[UNKNOWN]) if UNKNOWN in outcome else None

@@ -15,6 +15,7 @@ import json
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import is_dataclass
@@ -29,12 +30,15 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from pomona.benchmark import BenchmarkResult, BenchmarkRow
+    from pomona.bundle import Bundle
     from pomona.class_names import ClassName
     from pomona.clock import Progress
     from pomona.comparison import Difference
     from pomona.effort import Forecast
     from pomona.enhancement_effect import Effects
     from pomona.evaluation import Evaluation, Metric
+    from pomona.explaining import Explanation, FindNearest
     from pomona.findings import Audit
     from pomona.prediction import Answer, Prediction
     from pomona.run_log import Row
@@ -65,12 +69,15 @@ _STEPS = {
     "compare_runs": "Evaluating the other",
     "save": "Writing the run",
     "predict": "Predicting",
+    "explain": "Finding reasons",
+    "ways": "Measuring ways",
 }
 
 _OPTIONS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "demo": ("pomona.demo", "DemoOptions", ()),
     "check": ("pomona.checking", "CheckOptions", ("data",)),
     "train": ("pomona.training", "TrainOptions", ("data",)),
+    "benchmark": ("pomona.benchmark", "BenchmarkOptions", ("data",)),
 }
 """Where the options class of a command is, and which of its fields are arguments."""
 
@@ -260,7 +267,7 @@ def demo(options: Any) -> None:
     answers = [prediction for _, prediction in result.predictions]
     out.print(_tabulate_predictions(answers, shows=[label for label, _ in result.predictions]))
     out.print(
-        "The last photo shows no fruit, and the answer is the class that comes nearest: look at its score.\n",
+        "The last photo shows no fruit, and was never learnt: it is to be answered unknown.\n",
         style="dim",
     )
     _print_places(
@@ -315,6 +322,20 @@ def check(options: Any, *, as_json: Json = False) -> None:
     _print_places(out, result.places)
     if result.audit.count() and not options.report:
         out.print("\nLook at them in a browser: --report audit.html", style="dim", highlight=False)
+
+
+def benchmark(options: Any, *, as_json: Json = False) -> None:
+    """Measure what transfer learning bought: classic features, a network from scratch and Pomona on your photos."""
+    from pomona.benchmark import run_benchmark
+
+    with _show_progress() as on_progress:
+        result = run_benchmark(options, on_progress=on_progress, on_row=_print_way)
+    if as_json:
+        _print_json(result.to_dict())
+    else:
+        _print_benchmark(_console(sys.stdout), result)
+    if result.interrupted:
+        _fail(f"interrupted; what was measured so far stands in {options.output}", EXIT_INTERRUPTED)
 
 
 def evaluate(
@@ -414,6 +435,54 @@ def predict(
         raise interrupt
     if not any(answer.label for answer in answers):
         _fail(_say_none(len(answers)), EXIT_DATA)
+
+
+def explain(
+    run: Annotated[Path, typer.Argument(help="Run folder that `pomona train` wrote.")],
+    photos: Annotated[
+        list[str], typer.Argument(help="Photos, folders, patterns; - reads paths from stdin, one a line.")
+    ],
+    *,
+    output: Annotated[Path, typer.Option(help="Folder for the pictures, one a photo.")] = Path("explanations"),
+    topk: Annotated[int, typer.Option(min=1, help="How many of the most probable classes to name.")] = 5,
+    workers: Workers = None,
+    as_json: Json = False,
+) -> None:
+    """Show why: where in a photo its answer comes from, and the photos learnt from that are nearest to it."""
+    from pomona.bundle import load_bundle
+    from pomona.dataset import find_photos
+    from pomona.explaining import explain_photos, write_explanations
+
+    paths = find_photos(_read_paths(photos))
+    bundle = load_bundle(run, n_workers=workers)
+    rows: list[tuple[Explanation, Path | None]] = []
+    with _show_progress() as on_progress:
+        explanations = explain_photos(bundle, paths, n_top=topk, find_nearest=_open_neighbours(bundle))
+        with closing(explanations), closing(write_explanations(output, explanations)) as written:
+            for row in written:
+                rows.append(row)
+                on_progress("explain", len(rows), len(paths))
+    if as_json:
+        _print_json([explanation.to_dict(picture) for explanation, picture in rows])
+    else:
+        out = _console(sys.stdout)
+        out.print(_tabulate_explanations(rows))
+        if any(picture for _, picture in rows):
+            _print_places(out, {"Pictures": output})
+    if not any(picture for _, picture in rows):
+        _fail(_say_none(len(rows)), EXIT_DATA)
+
+
+def _open_neighbours(bundle: Bundle) -> FindNearest | None:
+    """What finds the nearest photos learnt from; where it cannot be had, a note says why and the rest goes on."""
+    from pomona.errors import BundleError
+    from pomona.explaining import load_neighbours
+
+    try:
+        return load_neighbours(bundle)
+    except BundleError as error:
+        _warn(f"no photos learnt from are named: {error}")
+        return None
 
 
 def add_class(
@@ -727,7 +796,9 @@ _COMMANDS = (
     check,
     train,
     evaluate,
+    benchmark,
     predict,
+    explain,
     add_class,
     remove_class,
     names,
@@ -861,7 +932,7 @@ def _table(*headings: str) -> Table:
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for heading in headings:
-        numeric = heading in {"Score", "Photos", "MB", "Value", "95 % interval"}
+        numeric = heading in {"Score", "Photos", "MB", "Value", "95 % interval", "Right", "Seconds", "CPU-seconds"}
         table.add_column(heading, justify="right" if numeric else "left", overflow="fold")
     return table
 
@@ -906,6 +977,45 @@ def _print_audit(out: Console, audit: Audit) -> None:
     for remark in audit.remarks:
         mark = "[bold red]![/] " if remark.flagged else "  "
         out.print(f"{mark}{escape(remark.text)}", highlight=False)
+
+
+def _print_way(row: BenchmarkRow) -> None:
+    """A way that is done, on stderr."""
+    from rich.markup import escape
+
+    right = f"right on {row.accuracy.value:.1%}" if row.accuracy else f"{row.status}: {row.reason}"
+    _console(sys.stderr).print(escape(f"  {row.title}: {right}, {row.seconds:.1f} s"), style="dim", highlight=False)
+
+
+def _print_benchmark(out: Console, result: BenchmarkResult) -> None:
+    from rich.markup import escape
+
+    out.print(f"\n{result.verdict}", style="bold", highlight=False, markup=False)
+    skipped = f", {result.n_skipped:,} skipped" if result.n_skipped else ""
+    out.print(
+        f"Learnt from {result.n_learnt:,} photos of {result.n_classes:,} classes{skipped}; measured on "
+        f"{result.n_measured:,} {result.measured_on}.",
+        highlight=False,
+        markup=False,
+    )
+    table = _table("Way", "Right", "95 % interval", "Seconds", "CPU-seconds", "MB", "Cached", "")
+    for row in result.rows:
+        found = row.accuracy
+        shares = (f"{found.value:.1%}", f"{found.low:.1%} to {found.high:.1%}") if found else ("-", "")
+        memory = "-" if row.memory_mb is None else f"{row.memory_mb:,.0f}"
+        cached = f"{row.n_cached:,}" if row.n_cached else "no"
+        costs = (f"{row.seconds:.1f}", f"{row.cpu_seconds:.1f}", memory, cached)
+        said = row.detail if row.status == "done" else f"{row.status}: {row.reason}"
+        table.add_row(row.title, *shares, *costs, escape(said), style=None if row.status == "done" else "dim")
+    out.print(table)
+    out.print(
+        "Each way in a process of its own, from photos to answers. Where others use the cores too, CPU-seconds are "
+        "the figure to trust.",
+        style="dim",
+    )
+    for note in result.notes:
+        _warn(note)
+    _print_places(out, result.places)
 
 
 def _print_effects(out: Console, effects: Effects) -> None:
@@ -1042,6 +1152,25 @@ def _tabulate_predictions(
             continue
         doubt = " [yellow]?[/]" if answer.sure is False else ""
         table.add_row(*lead, f"{best}{doubt}", f"{said.score:.1%}", f"[dim]{rest}[/]")
+    return table
+
+
+def _tabulate_explanations(rows: Sequence[tuple[Explanation, Path | None]]) -> Table:
+    from rich.markup import escape
+
+    folder, names = _split_common_folder([explanation.prediction.file for explanation, _ in rows])
+    table = _table("Photo", "Answer", "Score", "Nearest photos learnt from", "Picture")
+    if folder:
+        table.title, table.title_justify = escape(f"Photos in {folder}"), "left"
+    for name, (explanation, picture) in zip(names, rows, strict=True):
+        answer = explanation.prediction
+        if picture is None:
+            table.add_row(escape(name), f"[red]error[/]: {escape(answer.error or '')}", "", "", "")
+            continue
+        counts = Counter(one.label for one in explanation.nearest)
+        nearest = ", ".join(f"{n_photos} {escape(label)}" for label, n_photos in counts.items())
+        label = f"[bold]{escape(answer.label or '')}[/]"
+        table.add_row(escape(name), label, f"{answer.score:.1%}", f"[dim]{nearest}[/]", escape(picture.name))
     return table
 
 

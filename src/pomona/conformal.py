@@ -149,7 +149,7 @@ def trade_off(
                 float(least),
                 float(counts @ exact),
                 n_sure - float(counts @ exact),
-                1 - n_sure,
+                max(0.0, 1 - n_sure),
                 min(1.0, right / n_sure) if n_sure > 0 else 1.0,
             )
         )

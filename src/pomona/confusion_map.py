@@ -8,20 +8,19 @@ the one colour marks what is wrong.
 
 from __future__ import annotations
 
-import contextlib
 import io
-import itertools
-import unicodedata
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from pomona.lettering import draw_text, load_fonts, measure_units, shorten
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import ImageDraw, ImageFont
 
     from pomona.evaluation import Evaluation
     from pomona.report_text import Words
@@ -32,20 +31,6 @@ _N_CLASSES_COUNTED = 30
 _LABEL_UNITS, _LABEL_UNITS_FEW = 32, 18
 _HAN = ("\u2e80", "\u9fff")
 _INK, _MUTED, _ACCENT, _GROUND = (27, 28, 26), (99, 100, 94), (200, 66, 13), (245, 244, 240)
-_LATIN_FONTS = ("NotoSans-Regular.ttf", "DejaVuSans.ttf", "LiberationSans-Regular.ttf", "Arial.ttf")
-_CJK_FONTS = (
-    "NotoSansCJK-Regular.ttc",
-    "NotoSansSC-Regular.otf",
-    "SourceHanSansSC-Regular.otf",
-    "wqy-microhei.ttc",
-    "wqy-zenhei.ttc",
-    "DroidSansFallbackFull.ttf",
-    "PingFang.ttc",
-    "Hiragino Sans GB.ttc",
-    "STHeiti Medium.ttc",
-    "msyh.ttc",
-    "simhei.ttf",
-)
 
 
 def draw_confusion(evaluation: Evaluation) -> bytes:
@@ -71,8 +56,11 @@ def draw_confusion(evaluation: Evaluation) -> bytes:
     chosen = _choose_classes(evaluation.confusion)
     cell = _fit_cell(len(chosen), (72, 52, 36), 1600)
     names = [evaluation.classes[row] for row in chosen]
-    fonts = _load_fonts(min(20, max(8, cell - 4)), names)
-    labels = [_draw_label(name, row, fonts) for name, row in zip(names, chosen, strict=True)]
+    fonts = load_fonts(min(20, max(8, cell - 4)), names)
+    labels = [
+        draw_text(shorten(name, _LABEL_UNITS), fonts, otherwise=f"#{row}")
+        for name, row in zip(names, chosen, strict=True)
+    ]
     margin, side = max(label.width for label in labels) + 32, cell * len(chosen)
     picture = Image.new("RGB", (margin + side + 24, margin + side + 24), "white")
     canvas = ImageDraw.Draw(picture)
@@ -146,8 +134,8 @@ def lay_out_map(evaluation: Evaluation, words: Words) -> dict[str, Any]:
     cell = _fit_cell(len(chosen), (64, 46, 28), 900)
     font_size = min(13, max(9, cell - 2))
     # Few classes fit the width of a phone if their names do not take it all.
-    labels = [_shorten(name, _LABEL_UNITS_FEW if len(chosen) <= 6 else _LABEL_UNITS) for name in names]
-    left = round(max(_measure_units(label) for label in labels) * 0.58 * font_size) + 14
+    labels = [shorten(name, _LABEL_UNITS_FEW if len(chosen) <= 6 else _LABEL_UNITS) for name in names]
+    left = round(max(measure_units(label) for label in labels) * 0.58 * font_size) + 14
     side = cell * len(chosen)
     cells = []
     for found in _list_cells(evaluation.confusion, chosen):
@@ -197,59 +185,6 @@ def _explain_choice(n_drawn: int, evaluation: Evaluation, words: Words) -> str:
 def is_chinese(text: str) -> bool:
     """Whether a text has a Chinese letter, and wants Chinese fonts."""
     return any(_HAN[0] <= letter <= _HAN[1] for letter in text)
-
-
-def _letter_units(letter: str) -> int:
-    return 2 if unicodedata.east_asian_width(letter) in "WF" else 1
-
-
-def _measure_units(text: str) -> int:
-    return sum(_letter_units(letter) for letter in text)
-
-
-def _shorten(text: str, limit: int = _LABEL_UNITS) -> str:
-    """Cut a label that would push the matrix off the page; a Chinese letter is as wide as two Latin ones."""
-    if _measure_units(text) <= limit:
-        return text
-    widths = itertools.accumulate(_letter_units(letter) for letter in text)
-    return "".join(letter for letter, width in zip(text, widths, strict=True) if width < limit) + "…"
-
-
-def _load_fonts(size_px: int, names: Sequence[str]) -> list[ImageFont.FreeTypeFont]:
-    """Pillow's own font, which knows plain Latin, and what this machine has for names that need more."""
-    from PIL import ImageFont
-
-    fonts = [cast("ImageFont.FreeTypeFont", ImageFont.load_default(size_px))]
-    if all(name.isascii() for name in names):
-        return fonts
-    for family in (_LATIN_FONTS, _CJK_FONTS):
-        for name in family:
-            with contextlib.suppress(OSError):
-                fonts.append(ImageFont.truetype(name, size_px))
-                break
-    return fonts
-
-
-def _draw_label(name: str, number: int, fonts: Sequence[ImageFont.FreeTypeFont]) -> Image.Image:
-    """Draw a name as a mask; all are as high as each other, so that names in a row share a baseline."""
-    from PIL import Image, ImageDraw
-
-    full = _shorten(name)
-    plain = "".join(letter for letter in unicodedata.normalize("NFD", full) if not unicodedata.combining(letter))
-    choices = [(text, font) for text in (full, plain) for font in fonts if _can_write(font, text)]
-    text, font = choices[0] if choices else (f"#{number}", fonts[0])
-    height = round(2 * font.size)
-    mask = Image.new("L", (max(1, round(font.getlength(text))), height))
-    ImageDraw.Draw(mask).text((0, round(0.68 * height)), text, fill=255, font=font, anchor="ls")
-    return mask
-
-
-def _can_write(font: ImageFont.FreeTypeFont, text: str) -> bool:
-    """Whether no letter of the text is drawn as the font's box for a missing one."""
-    missing = bytes(font.getmask("\U0010fffd"))
-    return all(
-        letter.isspace() or bytes(font.getmask(letter)) != missing for letter in set(text) if not letter.isascii()
-    )
 
 
 def _paint_cell(

@@ -1,6 +1,6 @@
-"""Curves of training as SVG: loss and accuracy over epochs, and loss over learning rates.
+"""Curves as SVG: loss and accuracy over epochs, loss over learning rates, and how often ways are right over their time.
 
-In: rows of a run log; what a range test saw; the words to write. Out: SVG text that stands alone or inside the report.
+In: rows of a run log; what a range test saw; spots; the words to write. Out: SVG text that stands alone or in a page.
 Why: whether training should have gone on, or ended sooner, is seen at once in a picture. Grey is what was learnt from;
 the one colour is what was held out.
 """
@@ -19,6 +19,7 @@ from pomona.drawing import (
     BOTTOM,
     INK,
     LEFT,
+    MUTED,
     PANEL_HEIGHT,
     RIGHT,
     TOP,
@@ -42,6 +43,10 @@ if TYPE_CHECKING:
     from pomona.lr_range import RangeResult
     from pomona.run_log import Row
 
+_SPOTS_WIDTH, _SPOTS_HEIGHT, _SPOTS_RIGHT = 760, 400, 170
+_SHIFTS = (0.0, 14.0, -14.0, 28.0, -28.0, 42.0, -42.0, 56.0, -56.0, 70.0)
+"""How far a name may stand above or below its spot."""
+
 _N_DOTS = 40
 _TOO_LARGE = 1e30
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -63,6 +68,29 @@ class CurveLabels:
 
 ENGLISH = CurveLabels()
 CHINESE = CurveLabels("损失", "准确率", "训练", "验证", "轮次", "学习率", "建议值", "没有测量结果")
+
+
+class Spot(NamedTuple):
+    """A way to learn, by what it takes and how often it is right.
+
+    Parameters
+    ----------
+    name : str
+        Written beside it.
+    seconds : float
+        Time, above 0.
+    value, low, high : float
+        Share right and its interval, 0-1.
+    is_lead : bool
+        Whether it has the one colour.
+    """
+
+    name: str
+    seconds: float
+    value: float
+    low: float
+    high: float
+    is_lead: bool = False
 
 
 class _Line(NamedTuple):
@@ -146,6 +174,91 @@ def _mark_lr(axes: Axes, suggested: float, labels: CurveLabels) -> list[str]:
         draw_line(f"M{x} {axes.top}V{axes.top + axes.height}", ACCENT),
         write_text(place, axes.top + 10, text, colour=ACCENT, anchor="end" if near_end else "start", weight=600),
     ]
+
+
+# --- spots ----------------------------------------------------------------------------------------------------------
+
+
+def draw_spots(spots: Sequence[Spot], title: str = "Right, of all photos kept apart", foot: str = "seconds") -> str:
+    """Draw how often each of several ways is right over the time it takes, with intervals; names stand at the spots.
+
+    Parameters
+    ----------
+    spots : sequence of Spot
+        Any number.
+    title : str
+        What the height says.
+    foot : str
+        What the width says; its axis is logarithmic.
+
+    Returns
+    -------
+    str
+        An SVG, 760 units wide; it fills what it is put in, up to 1040 pixels.
+    """
+    logs = [math.log10(max(spot.seconds, 0.01)) for spot in spots] or [0.0]
+    low, high = min(logs) - 0.1, max(max(logs) + 0.1, min(logs) + 1)
+    axes = Axes(TOP, _SPOTS_HEIGHT - TOP - BOTTOM, (low, high), (0.0, 1.0), _SPOTS_WIDTH, _SPOTS_RIGHT)
+    rounds = [factor * 10.0**power for power in range(math.floor(low), math.ceil(high)) for factor in (1, 3)]
+    ticks = [(math.log10(tick), f"{tick:g}") for tick in rounds if low <= math.log10(tick) <= high]
+    parts = [write_text(LEFT, 16, title, weight=600), *draw_grid(axes, [0.0, 0.2, 0.4, 0.6, 0.8, 1.0], percent=True)]
+    parts += draw_foot(axes, ticks, foot)
+    marks = [
+        _Mark(axes.x(log), axes.y(one.value), axes.y(one.high), axes.y(one.low), f"{one.name} {100 * one.value:.0f}%")
+        for log, one in zip(logs, spots, strict=False)
+    ]
+    for mark, spot in zip(marks, spots, strict=True):
+        colour = ACCENT if spot.is_lead else MUTED
+        parts.append(f'<g opacity="0.45">{draw_line(f"M{mark.x} {mark.top}V{mark.bottom}", colour)}</g>')
+    for mark, spot in zip(marks, spots, strict=True):
+        parts.append(draw_dot(mark.x, mark.y, 4.5, ACCENT if spot.is_lead else MUTED))
+    for mark, spot, (x, y, anchor) in zip(marks, spots, _place_names(marks), strict=True):
+        parts.append(write_text(x, y, mark.text, colour=ACCENT if spot.is_lead else INK, anchor=anchor, weight=600))
+    said = ", ".join(f"{mark.text} in {spot.seconds:.3g} s" for mark, spot in zip(marks, spots, strict=True))
+    return wrap_svg(parts, _SPOTS_HEIGHT, f"{title}: {said}", _SPOTS_WIDTH, 1040)
+
+
+class _Mark(NamedTuple):
+    """A spot in the picture, the ends of its bar, and what is written beside it."""
+
+    x: float
+    y: float
+    top: float
+    bottom: float
+    text: str
+
+
+def _place_names(marks: Sequence[_Mark]) -> list[tuple[float, float, str]]:
+    """Where each name goes: beside its spot, on the side and as near its height as what stands there leaves room."""
+    taken: list[tuple[float, float, float]] = []
+    found: dict[int, tuple[float, float, str]] = {}
+    for i in sorted(range(len(marks)), key=lambda i: (marks[i].y, marks[i].x)):  # from the top
+        mark = marks[i]
+        width = 1.2 * measure_text(mark.text)  # bold, of whatever font there is
+        others = [other for k, other in enumerate(marks) if k != i]
+        tries = [
+            (_count_hits((left, left + width, mark.y + 4 + shift), taken, others) + abs(shift) / 8, left, end, shift)
+            for shift in _SHIFTS
+            for left, end in ((mark.x + 10, False), (mark.x - 10 - width, True))
+        ]
+        _, left, is_end, shift = min(tries, key=lambda one: one[0])
+        line = mark.y + 4 + shift
+        taken.append((left, left + width, line))
+        found[i] = (mark.x - 10, line, "end") if is_end else (mark.x + 10, line, "start")
+    return [found[i] for i in range(len(marks))]
+
+
+def _count_hits(
+    name: tuple[float, float, float], taken: Sequence[tuple[float, float, float]], marks: Sequence[_Mark]
+) -> float:
+    """How much a name, from left to right on a line, would hide of other names and spots; most beside the picture."""
+    left, right, line = name
+    hits = 1000.0 * (left < LEFT or right > _SPOTS_WIDTH or not TOP < line < _SPOTS_HEIGHT - BOTTOM)
+    hits += sum(50.0 for start, end, other in taken if left < end and start < right and abs(line - other) < 15)
+    for mark in marks:
+        if left - 6 < mark.x < right + 6:
+            hits += 30.0 * (abs(line - 4 - mark.y) < 13) + 6.0 * (mark.top - 8 < line - 4 < mark.bottom + 8)
+    return hits
 
 
 # --- panels ---------------------------------------------------------------------------------------------------------

@@ -37,11 +37,13 @@ class Axes(NamedTuple):
     height: float
     x_range: tuple[float, float]
     y_range: tuple[float, float]
+    width: float = WIDTH
+    right: float = RIGHT
 
     def x(self, value: float) -> float:
         """Pixels from the left."""
         low, high = self.x_range
-        return round(LEFT + (value - low) / (high - low) * (WIDTH - LEFT - RIGHT), 1)
+        return round(LEFT + (value - low) / (high - low) * (self.width - LEFT - self.right), 1)
 
     def y(self, value: float) -> float:
         """Pixels from the top."""
@@ -54,7 +56,7 @@ def draw_grid(axes: Axes, ticks: Sequence[float], *, percent: bool) -> list[str]
     parts = []
     for tick in ticks:
         y = axes.y(tick)
-        parts.append(f'<path d="M{LEFT} {y}H{WIDTH - RIGHT}" style="stroke:{LINE}"/>')
+        parts.append(f'<path d="M{LEFT} {y}H{axes.width - axes.right}" style="stroke:{LINE}"/>')
         text = f"{100 * tick:.4g}%" if percent else f"{tick:.4g}"
         parts.append(write_text(LEFT - 6, y + 4, text, colour=MUTED, anchor="end"))
     return parts
@@ -64,7 +66,7 @@ def draw_foot(axes: Axes, ticks: Sequence[tuple[float, str]], title: str) -> lis
     """Ticks below a panel, and below them what they count."""
     y = axes.top + axes.height + 17
     parts = [write_text(axes.x(place), y, text, colour=MUTED, anchor="middle") for place, text in ticks]
-    return [*parts, write_text(WIDTH - RIGHT, y + 16, title, colour=MUTED, anchor="end")]
+    return [*parts, write_text(axes.width - axes.right, y + 16, title, colour=MUTED, anchor="end")]
 
 
 def list_ticks(low: float, high: float, n_ticks: int, *, whole: bool = False) -> list[float]:
@@ -123,10 +125,10 @@ def measure_text(text: str) -> float:
     return sum(12.0 if letter >= "\u2e80" else 6.4 for letter in text)
 
 
-def wrap_svg(parts: Sequence[str], height: int, title: str) -> str:
-    """A whole SVG, `WIDTH` units wide, that fills what it is put in up to 520 pixels; `title` is what is read aloud."""
-    style = f"display:block;max-width:520px;overflow:visible;font-family:{_FONTS}"
-    head = f'viewBox="0 0 {WIDTH} {height}" width="100%" font-size="12" style="{style}"'
+def wrap_svg(parts: Sequence[str], height: int, title: str, width: int = WIDTH, max_px: int = 520) -> str:
+    """A whole SVG that fills what it is put in, up to `max_px` pixels; `title` is what is read aloud."""
+    style = f"display:block;max-width:{max_px}px;overflow:visible;font-family:{_FONTS}"
+    head = f'viewBox="0 0 {width} {height}" width="100%" font-size="12" style="{style}"'
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" class="curves" role="img" aria-label="{escape(title)}" {head}>\n'
         f"<title>{escape(title)}</title>\n" + "\n".join(parts) + "\n</svg>\n"

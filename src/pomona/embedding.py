@@ -10,9 +10,10 @@ scales ship with the package), so features are computed once, whatever is learnt
 from __future__ import annotations
 
 import functools
+import json
 import math
 import re
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from importlib import resources
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -38,6 +39,9 @@ Pooling = Literal["average", "second-order"]
 NETWORK_FORMAT = 3
 """Counts up when the same weights, preprocessing, ranges and statistics would give another network."""
 
+NETWORK_LAYOUT = 2
+"""Counts up when the file of a network holds more than before and its features are the same: features stay cached."""
+
 INCLUDED_FORMAT = 1
 """Counts up when the same network of another package would be written in another way."""
 
@@ -49,6 +53,9 @@ SECOND_ORDER_CUTS = {"stage4": 1.0, "stage5": 2.0, "stage7": 1.0, "head": 1.0}
 
 WINDOW_SIGMA = 0.25
 """Deviation of the Gaussian window over positions, as a share of the photo's side: what is meant is in the middle."""
+
+COMPOSITION_NOTE = "composition"
+"""Under this name the file of a network says what its features are made of."""
 
 _EPSILON = 1e-12
 _TUNED_KEPT = 4
@@ -187,6 +194,90 @@ def _describe(preprocessing: Preprocessing) -> dict[str, object]:
     return {name: v for name, v in values.items() if name not in {one.name for one in newer if v == one.default}}
 
 
+@dataclass(frozen=True)
+class Source:
+    """A tensor over the positions of a photo that features are made of.
+
+    Parameters
+    ----------
+    tensor : str
+        Its name in the graph: (N, n_channels, height, width), or the same with its sides in one.
+    n_channels, height, width : int
+        Its shape.
+    is_turned : bool
+        Whether its channels come last.
+    """
+
+    tensor: str
+    n_channels: int
+    height: int
+    width: int
+    is_turned: bool = False
+
+
+@dataclass(frozen=True)
+class Part:
+    """A stretch of the features, and what it is made of.
+
+    Parameters
+    ----------
+    kind : {"moments", "averages", "whole"}
+        Upper triangle of the sum over positions of ``z z^T``, off the diagonal times the square root of 2; averages
+        over positions of one source after the other; or what has no positions.
+    features : str
+        Tensor (N, dim) of these features.
+    dim : int
+        How many they are.
+    sources : tuple of Source
+        Where they come from; one for moments, none for what has no positions.
+    mean, deviation : str
+        Constants (dim,) that averages are standardised by; empty where they are not.
+    length : str
+        Tensor (N, 1) that they are divided by then; empty where they are not.
+    norm : float
+        What they are multiplied by last.
+    """
+
+    kind: Literal["moments", "averages", "whole"]
+    features: str
+    dim: int
+    sources: tuple[Source, ...] = ()
+    mean: str = ""
+    deviation: str = ""
+    length: str = ""
+    norm: float = 1.0
+
+
+@dataclass(frozen=True)
+class Composition:
+    """What the features of a network are made of, one part after the other.
+
+    Parameters
+    ----------
+    parts : tuple of Part
+        In the order of the features.
+    mirrored : bool
+        Whether the tensors of the parts hold the N photos and then their N mirror images.
+    """
+
+    parts: tuple[Part, ...]
+    mirrored: bool
+
+    def to_json(self) -> str:
+        """As text."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Composition:
+        """From text."""
+        content = json.loads(text)
+        parts = [
+            Part(**{**part, "sources": tuple(Source(**source) for source in part["sources"])})
+            for part in content["parts"]
+        ]
+        return cls(tuple(parts), content["mirrored"])
+
+
 class Statistics(NamedTuple):
     """What is known beforehand of a backbone's activations.
 
@@ -280,7 +371,7 @@ def load_network(embedding: Embedding) -> Path:
         If the cache cannot be read or written.
     """
     folder = make_folder(cache_folder() / "networks")
-    path = folder / f"{embedding.slug}-{embedding.key[:16]}.onnx"
+    path = folder / f"{embedding.slug}-{embedding.key[:16]}-{NETWORK_LAYOUT}.onnx"
     seal = path.with_suffix(".sha256")
     with storage_errors(f"read {path}"):
         if path.is_file() and seal.is_file() and seal.read_bytes() == hash_file(path).encode():
@@ -312,7 +403,8 @@ def build_network(embedding: Embedding) -> bytes:
     Returns
     -------
     bytes
-        ONNX model, ``pixels`` (N, S, S, 3) uint8 to ``features`` (N, D) float32, opset 18.
+        ONNX model, ``pixels`` (N, S, S, 3) uint8 to ``features`` (N, D) float32, opset 18; a note in it says what these
+        are made of, as a `Composition`.
 
     Raises
     ------
@@ -330,7 +422,7 @@ def build_network(embedding: Embedding) -> bytes:
         backward = graph.constant(np.arange(size_px - 1, -1, -1))
         pixels = graph.add("Concat", [pixels, graph.add("Gather", [pixels, backward], axis=2)], axis=0)
     x = graph.scale(pixels, embedding.preprocessing.offset, embedding.preprocessing.scale)
-    parts: list[str] = []
+    parts: list[Part] = []
     for backbone in embedding.backbones:
         if not backbone.is_embedded:
             state = backbone.tuned.load() if backbone.tuned else None
@@ -345,30 +437,44 @@ def build_network(embedding: Embedding) -> bytes:
             parts += _write_second_order(graph, backbone, prefix)
     graph.begin("", ())
     if embedding.mirrored:
-        both = graph.add("Concat", parts, axis=1)
+        both = graph.add("Concat", [part.features for part in parts], axis=1)
         both = graph.add("Reshape", [both, graph.constant(np.array([2, -1, embedding.dim]))])
         graph.add("ReduceMean", [both, graph.constant(np.array([0]))], name="features", keepdims=0)
     elif len(parts) == 1:
         # A Concat of one part would be taken out, and OpenVINO choose one of the two names for the output.
         graph.nodes[-1].output[0] = "features"
+        parts = [replace(parts[0], features="features")]
     else:
-        graph.add("Concat", parts, name="features", axis=1)
+        graph.add("Concat", [part.features for part in parts], name="features", axis=1)
+    graph.notes[COMPOSITION_NOTE] = Composition(tuple(parts), embedding.mirrored).to_json()
     return graph.to_bytes(("pixels", ("N", size_px, size_px, 3)), ("features", ("N", embedding.dim)))
 
 
-def _write_layer(graph: GraphWriter, x: str, layer: Layer) -> list[str]:
+def _write_layer(graph: GraphWriter, x: str, layer: Layer) -> list[Part]:
     """Add the averages of a layer of any network, each of norm 1."""
     if layer.kind == "map":
-        axes = [1, 2] if layer.is_turned else [2, 3]
-        parts = [graph.add("ReduceMean", [x, graph.constant(np.array(axes))], keepdims=0)]
-    elif layer.kind == "vector":
-        parts = [x]
-    else:
-        start, stop, axis = (graph.constant(np.array([i])) for i in (layer.n_before, layer.shape[0], 1))
-        patches = graph.add("Slice", [x, start, stop, axis])
-        parts = [graph.add("Gather", [x, graph.constant(np.array(0))], axis=1)] if layer.n_before else []
-        parts.append(graph.add("ReduceMean", [patches, axis], keepdims=0))
-    return [_write_unit(graph, part) for part in parts]
+        axes, (height, width) = ([1, 2] if layer.is_turned else [2, 3]), layer.shape[1:]
+        averages = graph.add("ReduceMean", [x, graph.constant(np.array(axes))], keepdims=0)
+        return [_write_unit_averages(graph, averages, Source(x, layer.dim, height, width, layer.is_turned))]
+    if layer.kind == "vector":
+        return [Part("whole", _write_unit(graph, x)[0], layer.dim)]
+    start, stop, axis = (graph.constant(np.array([i])) for i in (layer.n_before, layer.shape[0], 1))
+    patches = graph.add("Slice", [x, start, stop, axis])
+    n_channels, side = layer.shape[1], math.isqrt(layer.shape[0] - layer.n_before)
+    parts = []
+    if layer.n_before:
+        token = graph.add("Gather", [x, graph.constant(np.array(0))], axis=1)
+        parts.append(Part("whole", _write_unit(graph, token)[0], n_channels))
+    averages = graph.add("ReduceMean", [patches, axis], keepdims=0)
+    if side**2 == layer.shape[0] - layer.n_before:
+        source = Source(patches, n_channels, side, side, is_turned=True)
+        return [*parts, _write_unit_averages(graph, averages, source)]
+    return [*parts, Part("whole", _write_unit(graph, averages)[0], n_channels)]
+
+
+def _write_unit_averages(graph: GraphWriter, averages: str, source: Source) -> Part:
+    features, length = _write_unit(graph, averages)
+    return Part("averages", features, source.n_channels, (source,), length=length)
 
 
 def build_trunk(backbone: Backbone, layer: str) -> bytes:
@@ -407,12 +513,19 @@ def build_trunk(backbone: Backbone, layer: str) -> bytes:
     return graph.to_bytes(("pixels", ("N", size_px, size_px, 3)), ("activations", ("N", *found.shape)))
 
 
-def _write_averages(graph: GraphWriter, backbone: Backbone, prefix: str) -> list[str]:
+def _write_averages(graph: GraphWriter, backbone: Backbone, prefix: str) -> list[Part]:
     axes = graph.constant(np.array([2, 3]))
-    return [graph.add("ReduceMean", [prefix + cut, axes], keepdims=0) for cut in backbone.pooled]
+    cuts = {cut.name: cut for cut in backbone.cuts}
+    parts = []
+    for name in backbone.pooled:
+        side = math.ceil(backbone.preprocessing.size_px / cuts[name].stride)
+        averages = graph.add("ReduceMean", [prefix + name, axes], keepdims=0)
+        source = Source(prefix + name, cuts[name].dim, side, side)
+        parts.append(Part("averages", averages, cuts[name].dim, (source,)))
+    return parts
 
 
-def _write_second_order(graph: GraphWriter, backbone: Backbone, prefix: str) -> list[str]:
+def _write_second_order(graph: GraphWriter, backbone: Backbone, prefix: str) -> list[Part]:
     """Add the second moments of each cut and the standardised averages, each part with a norm of its own."""
     statistics = read_statistics(backbone)
     size_px = backbone.preprocessing.size_px
@@ -421,36 +534,42 @@ def _write_second_order(graph: GraphWriter, backbone: Backbone, prefix: str) -> 
         if cut.name in SECOND_ORDER_CUTS:
             axes, mean = statistics.projections[cut.name], statistics.means[cut.name]
             x = graph.add("Conv", [prefix + cut.name, *map(graph.constant, (axes[:, :, None, None], -axes @ mean))])
-            moments = _write_moments(graph, x, math.ceil(size_px / cut.stride))
-            parts.append(_write_norm(graph, moments, math.sqrt(SECOND_ORDER_CUTS[cut.name])))
-    averages = graph.add("Concat", _write_averages(graph, backbone, prefix), axis=1)
-    averages = graph.add("Sub", [averages, graph.constant(statistics.average_mean)])
-    averages = graph.add("Div", [averages, graph.constant(statistics.average_deviation)])
-    return [*parts, _write_norm(graph, averages, 1.0)]
+            parts.append(_write_moments(graph, x, math.ceil(size_px / cut.stride), SECOND_ORDER_CUTS[cut.name]))
+    pooled = _write_averages(graph, backbone, prefix)
+    averages = graph.add("Concat", [part.features for part in pooled], axis=1)
+    origin, deviation = graph.constant(statistics.average_mean), graph.constant(statistics.average_deviation)
+    averages = graph.add("Div", [graph.add("Sub", [averages, origin]), deviation])
+    features, length = _write_norm(graph, averages, 1.0)
+    sources = tuple(source for part in pooled for source in part.sources)
+    return [*parts, Part("averages", features, backbone.dim, sources, origin, deviation, length)]
 
 
-def _write_moments(graph: GraphWriter, x: str, n_positions: int) -> str:
-    """Add the upper triangle of the second moments of an activation map (N, K, P, P)."""
+def _write_moments(graph: GraphWriter, x: str, n_positions: int, share: float) -> Part:
+    """Add the upper triangle of the second moments of an activation map (N, K, P, P), of norm sqrt(share)."""
     x = graph.add("Reshape", [x, graph.constant(np.array([0, N_PROJECTED, -1]))])
     x = graph.add("Mul", [x, graph.constant(np.sqrt(make_window(n_positions)).ravel())])
+    source = Source(x, N_PROJECTED, n_positions, n_positions)
     x = graph.add("MatMul", [x, graph.add("Transpose", [x], perm=[0, 2, 1])])
     x = graph.add("Reshape", [x, graph.constant(np.array([0, -1]))])
     row, column = np.triu_indices(N_PROJECTED)
     x = graph.add("Gather", [x, graph.constant(row * N_PROJECTED + column)], axis=1)
     # Off the diagonal a moment stands for two equal ones, so that products of features are those of the matrices.
-    return graph.add("Mul", [x, graph.constant(np.where(row == column, 1, math.sqrt(2)).astype(np.float32))])
+    x = graph.add("Mul", [x, graph.constant(np.where(row == column, 1, math.sqrt(2)).astype(np.float32))])
+    features, length = _write_norm(graph, x, math.sqrt(share))
+    return Part("moments", features, _count_pairs(), (source,), length=length, norm=math.sqrt(share))
 
 
-def _write_norm(graph: GraphWriter, x: str, norm: float) -> str:
-    """Scale each row to a norm; a row of zeros stays one."""
-    return graph.add("Mul", [_write_unit(graph, x), graph.constant(np.float32(norm))])
+def _write_norm(graph: GraphWriter, x: str, norm: float) -> tuple[str, str]:
+    """Scale each row to a norm; a row of zeros stays one. Gives the rows, and what they were divided by."""
+    unit, length = _write_unit(graph, x)
+    return graph.add("Mul", [unit, graph.constant(np.float32(norm))]), length
 
 
-def _write_unit(graph: GraphWriter, x: str) -> str:
-    """Scale each row to norm 1; a row of zeros stays one."""
+def _write_unit(graph: GraphWriter, x: str) -> tuple[str, str]:
+    """Scale each row to norm 1; a row of zeros stays one. Gives the rows, and what they were divided by."""
     length = graph.add("ReduceL2", [x, graph.constant(np.array([1]))], keepdims=1)
     length = graph.add("Max", [length, graph.constant(np.float32(_EPSILON))])
-    return graph.add("Div", [x, length])
+    return graph.add("Div", [x, length]), length
 
 
 def make_window(n_positions: int) -> NDArray[np.float32]:

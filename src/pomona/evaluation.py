@@ -453,7 +453,12 @@ def _mean(shares: NDArray[np.float64], weights: NDArray[np.float64]) -> float:
     return min(1.0, float(shares @ weights))
 
 
-def measure_share(hits: NDArray[np.bool_], groups: NDArray[Any] | None = None) -> Metric:
+def measure_share(
+    hits: NDArray[np.bool_],
+    groups: NDArray[Any] | None = None,
+    *,
+    weights: NDArray[np.floating[Any]] | None = None,
+) -> Metric:
     """Share of photos on which something holds, with its interval.
 
     Parameters
@@ -462,27 +467,37 @@ def measure_share(hits: NDArray[np.bool_], groups: NDArray[Any] | None = None) -
         At least one.
     groups : ndarray of shape (N,), optional
         Photos of one group count less than as many apart.
+    weights : ndarray of shape (N,), optional
+        How much each counts, 1 at most.
     """
-    return _measure_share(hits, _number_groups(groups, len(hits)))
+    return _measure_share(hits, _number_groups(groups, len(hits)), weights)
 
 
-def _measure_share(hits: NDArray[np.bool_], group_of: NDArray[np.int64] | None) -> Metric:
-    n_photos = len(hits)
-    share = float(hits.mean())
-    return Metric(share, *wilson_interval(share, n_photos / _design_effect(hits, group_of)), n=n_photos)
+def _measure_share(
+    hits: NDArray[np.bool_],
+    group_of: NDArray[np.int64] | None,
+    weights: NDArray[np.floating[Any]] | None = None,
+) -> Metric:
+    mass = float(len(hits)) if weights is None else float(np.sum(weights))
+    share = min(1.0, float(np.average(hits, weights=weights)))
+    return Metric(share, *wilson_interval(share, mass / _design_effect(hits, group_of, weights)), n=len(hits))
 
 
-def _design_effect(hits: NDArray[np.bool_], group_of: NDArray[np.int64] | None) -> float:
+def _design_effect(
+    hits: NDArray[np.bool_],
+    group_of: NDArray[np.int64] | None,
+    weights: NDArray[np.floating[Any]] | None = None,
+) -> float:
     """How many grouped photos are worth one independent photo, from 1 to the typical size of a group."""
     if group_of is None:
         return 1.0
-    n_photos = len(hits)
-    sizes = np.bincount(group_of)
-    typical = float((sizes.astype(np.float64) ** 2).sum() / n_photos)
-    residual = hits - hits.mean()
-    sums = np.bincount(group_of, weights=residual)
-    deff = float((sums @ sums + typical**2) / (residual @ residual + typical))
-    return min(max(deff, 1.0), typical)
+    weights = np.ones(len(hits)) if weights is None else np.asarray(weights, np.float64)
+    sizes = np.bincount(group_of, weights)
+    typical = float(np.square(sizes).sum() / sizes.sum())
+    residual = hits - np.average(hits, weights=weights)
+    sums = np.bincount(group_of, weights * residual)
+    deff = float((sums @ sums + typical**2) / (weights @ np.square(residual) + typical))
+    return min(max(deff, 1.0), max(1.0, typical))
 
 
 def _score_classes(

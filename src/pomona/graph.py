@@ -53,20 +53,27 @@ class Convolution(NamedTuple):
 class GraphWriter:
     """Collects ONNX nodes; each method returns the name of the tensor it adds.
 
+    Parameters
+    ----------
+    place : str
+        What stands before the names that it makes up, so that its nodes can join those of another.
+
     Raises
     ------
     MissingPackageError
         If onnx is not installed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, place: str = "") -> None:
         if importlib.util.find_spec("onnx") is None:
             raise MissingPackageError("onnx", "train", "to write a network")
+        self.place = place
         self.nodes: list[Any] = []
         self.constants: dict[str, Any] = {}
         self.prefix = ""
         self.opsets = {"": OPSET}
         self.n_included = 0
+        self.notes: dict[str, str] = {}
 
     def begin(self, prefix: str, ranges: Sequence[Range]) -> None:  # noqa: ARG002 - for `Int8Writer`
         """Go on with another network: `prefix` stands before the names given, `ranges` are of its tensors."""
@@ -76,7 +83,7 @@ class GraphWriter:
         """Add a constant."""
         from onnx import numpy_helper
 
-        name = f"c{len(self.constants)}"
+        name = f"{self.place}c{len(self.constants)}"
         self.constants[name] = numpy_helper.from_array(np.asarray(value), name)
         return name
 
@@ -84,7 +91,7 @@ class GraphWriter:
         """Add a node of one output."""
         from onnx import helper
 
-        output = self.prefix + name if name else f"{kind.lower()}{len(self.nodes)}"
+        output = self.prefix + name if name else f"{self.place}{kind.lower()}{len(self.nodes)}"
         self.nodes.append(helper.make_node(kind, list(inputs), [output], name=output, **attributes))
         return output
 
@@ -166,7 +173,7 @@ class GraphWriter:
         return x
 
     def to_bytes(self, source: tuple[str, tuple[Any, ...]], target: tuple[str, tuple[Any, ...]]) -> bytes:
-        """Write the model, from an input (name, shape) of uint8 to an output of float32."""
+        """Write the model and the notes to it, from an input (name, shape) of uint8 to an output of float32."""
         from onnx import TensorProto, helper
 
         graph = helper.make_graph(
@@ -179,6 +186,7 @@ class GraphWriter:
         opsets = [helper.make_opsetid(*pair) for pair in self.opsets.items()]
         ir_version = IR_VERSION if self.opsets[""] <= OPSET else 10
         model = helper.make_model(graph, opset_imports=opsets, ir_version=ir_version, producer_name="pomona")
+        helper.set_model_props(model, self.notes)
         return bytes(model.SerializeToString())
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pomona.errors import BundleError, MissingPackageError
+from pomona.heat_map import append_heat_map
 from pomona.novelty import write_detector
 
 if TYPE_CHECKING:
@@ -45,8 +46,9 @@ def build_model(network: Path, head: Head, trust: Trust) -> bytes:
     Returns
     -------
     bytes
-        ONNX model with the outputs ``probabilities`` (N, C), ``features`` (N, D) and, where something finds the
-        unknown, ``unknown`` (N,), 0-1, from 0.5 on something that was not learnt.
+        ONNX model with the outputs ``probabilities`` (N, C), ``features`` (N, D), where something finds the unknown
+        ``unknown`` (N,), 0-1, from 0.5 on something that was not learnt, and where features come from positions of the
+        photo ``heat_map`` (N, P, P), as `append_heat_map` says.
     """
     try:
         import onnx
@@ -63,6 +65,7 @@ def build_model(network: Path, head: Head, trust: Trust) -> bytes:
     if trust.detector is not None:
         outputs.append(helper.make_tensor_value_info(UNKNOWN, TensorProto.FLOAT, ("N",)))
     model.graph.output.extend(outputs)
+    append_heat_map(model, logits="logits", weights=_HEAD[0])
     model.graph.name = "pomona"
     return bytes(model.SerializeToString())
 

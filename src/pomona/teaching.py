@@ -314,7 +314,7 @@ def _extract_vectors(
     if not new:
         return np.zeros((0, 0), np.float32), [], ()
     vectors, usable, skipped = [], [], []
-    outcomes = bundle.engine.stream(len(new), lambda i: bundle.preprocessing.read(read_unchanged(*new[i])))
+    outcomes = bundle.whole_engine.stream(len(new), lambda i: bundle.preprocessing.read(read_unchanged(*new[i])))
     for n_done, (photo, outcome) in enumerate(zip(new, outcomes, strict=True), start=1):
         if isinstance(outcome, PhotoError):
             skipped.append(_skip(photo[0], outcome))

@@ -282,11 +282,11 @@ def train(
     with clock.step("read"):
         dataset = load_dataset(options.data, on_photo=clock.count)
         match_class_names(table, dataset.tree)  # what is wrong with it is said before the long steps, too
-        parted, _ = _part(dataset, options)  # what cannot be parted at all is said before the long steps
+        parted, _ = part_photos(dataset, options)  # what cannot be parted at all is said before the long steps
     if options.tune:
         _require_tuning()
         audit = _look_before(dataset, options, clock)
-        parted, plan = _part(audit.dataset, options, dataset)
+        parted, plan = part_photos(audit.dataset, options, dataset)
         learnt = _tune(parted, plan, options, clock, on_row)
     else:
         with clock.step("plan"):
@@ -296,7 +296,7 @@ def train(
         with clock.step("features", dataset.n_photos):
             features, embedding, fell_back = _extract_features(dataset, embedding, options.workers, clock)
         audit = audit_photos(features, options.check, seed=options.seed, n_workers=options.workers, clock=clock)
-        parted, plan = _part(audit.dataset, options, dataset)
+        parted, plan = part_photos(audit.dataset, options, dataset)
         learnt = _fit_features(features.keep(parted), embedding, plan, options, clock)
         learnt = replace(learnt, notes=(*fell_back, *learnt.notes))
     audit = settle_audit(audit, learnt.dataset)
@@ -396,8 +396,28 @@ class _Learnt:
     interrupted: bool = False
 
 
-def _part(dataset: Dataset, options: TrainOptions, before: Dataset | None = None) -> tuple[Dataset, PartPlan]:
-    """Say what each photo is for; where scenes leave none to measure on, by the groups of before they were found."""
+def part_photos(dataset: Dataset, options: TrainOptions, before: Dataset | None = None) -> tuple[Dataset, PartPlan]:
+    """Say what each photo is for; where scenes leave none to measure on, by the groups of before they were found.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        Photos in groups.
+    options : TrainOptions
+        Share kept apart, seed, and what is trained.
+    before : Dataset, optional
+        The same photos in the groups they had before an audit.
+
+    Returns
+    -------
+    Dataset, PartPlan
+        As of `plan_parts`.
+
+    Raises
+    ------
+    DataError
+        If there is nothing to learn from, or to measure on.
+    """
     tunes = options.tune is not None
     try:
         return plan_parts(dataset, options.val_share, options.seed, tunes=tunes, refits=options.refits)

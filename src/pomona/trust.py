@@ -307,7 +307,7 @@ def study_trust(
         n=first,
     )
     rows = strangeness[0]
-    kept = replace(kept, turned_away=measure_weighted(away, groups[rows], weigh_photos(labels, groups)[rows]))
+    kept = replace(kept, turned_away=measure_share(away, groups[rows], weights=weigh_photos(labels, groups)[rows]))
     curve = _measure_curve(study, groups, options)
     step()
     return trust, Evidence(kept, True, options.n_folds, options.n_repeats, candidates, trades, curve)
@@ -328,26 +328,6 @@ def weigh_photos(labels: NDArray[np.intp], groups: NDArray[np.str_]) -> NDArray[
     _, cells, sizes = np.unique(np.stack([labels, marks]), axis=1, return_inverse=True, return_counts=True)
     totals = np.bincount(labels)[labels]
     return np.asarray(np.minimum(1.0, np.maximum(1.0, _LARGEST_SHARE * totals) / sizes[cells.ravel()]), np.float64)
-
-
-def measure_weighted(
-    hits: NDArray[np.bool_], groups: NDArray[np.str_], weights: NDArray[np.floating], *, n: int | None = None
-) -> Metric:
-    """Weighted share of photos on which something holds, with the 95 % interval of a bootstrap over groups.
-
-    Where all groups agree, a drawing tells nothing; the interval is then Wilson's of as many photos as the groups are
-    worth.
-    """
-    marks = np.unique(groups, return_inverse=True)[1]
-    masses = np.bincount(marks, weights)
-    sums = np.bincount(marks, weights * hits)
-    value = min(1.0, float(sums.sum() / masses.sum()))
-    drawn = np.random.default_rng(0).multinomial(len(masses), np.full(len(masses), 1 / len(masses)), size=_N_DRAWN)
-    low, high = np.quantile((drawn @ sums) / np.maximum(drawn @ masses, 1e-12), [0.025, 0.975])
-    n_worth = float(masses.sum() ** 2 / np.square(masses).sum())
-    at_least = measure_share(np.arange(max(1, round(n_worth))) < round(value * n_worth))
-    low, high = min(float(low), at_least.low, value), max(float(high), at_least.high, value)
-    return Metric(value, max(0.0, low), min(1.0, high), len(hits) if n is None else n)
 
 
 def _choose_detector(
@@ -455,7 +435,7 @@ def _measure_curve(study: Study, groups: NDArray[np.str_], options: TrustOptions
             counts.append(n_per_class)
     if len(counts) < 2:
         return None
-    metrics = [measure_weighted(one, groups[asked], weights[asked]) for one in hits]
+    metrics = [measure_share(one, groups[asked], weights=weights[asked]) for one in hits]
     points = tuple(CurvePoint(n, m.value, m.low, m.high) for n, m in zip(counts, metrics, strict=True))
     ahead = forecast_twice(counts, _draw_shares(hits, groups[asked], weights[asked]))
     return DataCurve(points, None if ahead is None else CurvePoint(2 * counts[-1], *ahead))
@@ -589,9 +569,9 @@ def check_promise(
     """
 
     def measure(hits: NDArray[np.bool_], rows: NDArray[np.intp] | slice = slice(None)) -> Metric:
-        if weights is None:
-            return measure_share(hits[rows], groups[rows])
-        return measure_weighted(hits[rows], groups[rows], weights[rows], n=n)
+        some = None if weights is None else weights[rows]
+        found = measure_share(hits[rows], groups[rows], weights=some)
+        return found if n is None else replace(found, n=round(n * len(hits[rows]) / len(hits)))
 
     def rely(shares: NDArray[np.float32]) -> Reliability:
         hits = shares.argmax(axis=1) == labels
