@@ -358,16 +358,18 @@ def _draw_legend(picture: Image.Image, pen: _Pen, left: int, top: int) -> None:
 
 
 def _draw_answer(pen: _Pen, left: int, top: int) -> None:
-    top_answers = pen.explanation.prediction.top
-    first = top_answers[0]
+    prediction = pen.explanation.prediction
+    first = prediction.answer or prediction.top[0]
+    others = [one for one in prediction.top[:3] if one.label != first.label][:2]
     size, limit = (_LARGE, 20) if measure_units(first.label) <= 20 else (_TEXT, 36)
     end = pen.write(first.label, left, top + 18, size=size, limit=limit, otherwise="the answer")
-    pen.write(f"{first.score:.1%}", end + 14, top + 18 + (4 if size == _LARGE else 0), ink=_MUTED)
-    rest = ", ".join(
-        f"{shorten(one.label, 20)} {one.score:.1%}" for one in top_answers[1:3] if one.score >= _LEAST_SHOWN
-    )
+    if not prediction.unknown:
+        doubt = ", not sure" if prediction.sure is False else ""
+        pen.write(f"{first.score:.1%}{doubt}", end + 14, top + 18 + (4 if size == _LARGE else 0), ink=_MUTED)
+    rest = ", ".join(f"{shorten(one.label, 20)} {one.score:.1%}" for one in others if one.score >= _LEAST_SHOWN)
     if rest:
-        pen.write(f"then {rest}", left, top + 62, size=_SMALL, ink=_MUTED, otherwise="then others")
+        lead = "nearest:" if prediction.unknown else "then"
+        pen.write(f"{lead} {rest}", left, top + 62, size=_SMALL, ink=_MUTED, otherwise="then others")
 
 
 def _draw_nearest(picture: Image.Image, pen: _Pen, nearest: Sequence[Nearest], left: int, top: int) -> None:
