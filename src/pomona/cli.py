@@ -1169,8 +1169,10 @@ def _tabulate_explanations(rows: Sequence[tuple[Explanation, Path | None]]) -> T
             continue
         counts = Counter(one.label for one in explanation.nearest)
         nearest = ", ".join(f"{n_photos} {escape(label)}" for label, n_photos in counts.items())
-        label = f"[bold]{escape(answer.label or '')}[/]"
-        table.add_row(escape(name), label, f"{answer.score:.1%}", f"[dim]{nearest}[/]", escape(picture.name))
+        said = answer.answer or answer.top[0]
+        score = "" if answer.unknown else f"{said.score:.1%}"
+        label = f"[bold]{escape(said.label)}[/]"
+        table.add_row(escape(name), label, score, f"[dim]{nearest}[/]", escape(picture.name))
     return table
 
 

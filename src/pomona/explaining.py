@@ -18,7 +18,7 @@ import numpy as np
 from pomona.dataset import load_dataset
 from pomona.errors import BundleError, NotFiniteError, OptionError, PhotoError, PomonaError, StorageError
 from pomona.files import make_folder, storage_errors, write_atomic
-from pomona.heat_map import HEAT_MAP
+from pomona.heat_map import HEAT_MAP, paint_map
 from pomona.lettering import draw_text, load_fonts, measure_units, shorten
 from pomona.photo import decode_photo, read_photo_bytes
 from pomona.run_folder import read_setting
@@ -38,9 +38,8 @@ _MARK = "pomona explain"
 _SIDE, _GAP, _THUMBNAIL, _HEAD, _FOOT = 416, 24, 112, 34, 96
 _TEXT, _SMALL, _LARGE = 18, 15, 30
 _INK, _MUTED, _PAPER, _LINE = (27, 28, 26), (99, 100, 94), (255, 255, 255), (222, 221, 214)
-_FOR, _AGAINST = (214, 48, 12), (38, 92, 160)
-_FULL, _FAINT = 0.92, 0.3
-_BRIGHTEST, _LEAST_SHOWN = 0.995, 0.0005
+_OTHER_CLASS = (214, 48, 12)
+_LEAST_SHOWN = 0.0005
 
 
 @dataclass(frozen=True)
@@ -348,35 +347,6 @@ class _Pen:
         return left + mask.width
 
 
-def paint_map(photo: NDArray[np.uint8], heat_map: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Lay a map over a photo: what spoke for the answer in red, what spoke against it in faint blue.
-
-    Parameters
-    ----------
-    photo : ndarray of shape (H, W, 3), uint8
-        It is shown without its colours, so that those of the map are not taken for them.
-    heat_map : ndarray of shape (P, P)
-        Of any scale: the strongest positions have the full colour.
-
-    Returns
-    -------
-    ndarray of shape (H, W, 3), uint8
-        The photo with the map.
-    """
-    from PIL import Image
-
-    height, width = photo.shape[:2]
-    scale = float(np.quantile(np.abs(heat_map), _BRIGHTEST)) or 1.0
-    smooth = Image.fromarray((heat_map / scale).astype(np.float32)).resize((width, height), Image.Resampling.BICUBIC)
-    strength = np.clip(np.asarray(smooth), -1, 1)[:, :, None]
-    gray = 70 + 0.68 * (photo @ np.array([0.299, 0.587, 0.114]))[:, :, None]
-    cover = np.where(strength > 0, _FULL * strength.clip(0) ** 0.8, _FAINT * (-strength).clip(0))
-    colour = np.where(strength > 0, np.array(_FOR), np.array(_AGAINST))
-    # Shadows of the photo show through the colour: where it lies stays to be seen.
-    colour = colour * (0.45 + 0.55 * gray / 243)
-    return np.asarray(np.rint((1 - cover) * gray + cover * colour), np.uint8)
-
-
 def _draw_legend(picture: Image.Image, pen: _Pen, left: int, top: int) -> None:
     from PIL import Image
 
@@ -388,16 +358,18 @@ def _draw_legend(picture: Image.Image, pen: _Pen, left: int, top: int) -> None:
 
 
 def _draw_answer(pen: _Pen, left: int, top: int) -> None:
-    top_answers = pen.explanation.prediction.top
-    first = top_answers[0]
+    prediction = pen.explanation.prediction
+    first = prediction.answer or prediction.top[0]
+    others = [one for one in prediction.top[:3] if one.label != first.label][:2]
     size, limit = (_LARGE, 20) if measure_units(first.label) <= 20 else (_TEXT, 36)
     end = pen.write(first.label, left, top + 18, size=size, limit=limit, otherwise="the answer")
-    pen.write(f"{first.score:.1%}", end + 14, top + 18 + (4 if size == _LARGE else 0), ink=_MUTED)
-    rest = ", ".join(
-        f"{shorten(one.label, 20)} {one.score:.1%}" for one in top_answers[1:3] if one.score >= _LEAST_SHOWN
-    )
+    if not prediction.unknown:
+        doubt = ", not sure" if prediction.sure is False else ""
+        pen.write(f"{first.score:.1%}{doubt}", end + 14, top + 18 + (4 if size == _LARGE else 0), ink=_MUTED)
+    rest = ", ".join(f"{shorten(one.label, 20)} {one.score:.1%}" for one in others if one.score >= _LEAST_SHOWN)
     if rest:
-        pen.write(f"then {rest}", left, top + 62, size=_SMALL, ink=_MUTED, otherwise="then others")
+        lead = "nearest:" if prediction.unknown else "then"
+        pen.write(f"{lead} {rest}", left, top + 62, size=_SMALL, ink=_MUTED, otherwise="then others")
 
 
 def _draw_nearest(picture: Image.Image, pen: _Pen, nearest: Sequence[Nearest], left: int, top: int) -> None:
@@ -414,7 +386,7 @@ def _draw_nearest(picture: Image.Image, pen: _Pen, nearest: Sequence[Nearest], l
             pen.write("not found", left + 22, y + 48, size=_SMALL, ink=_MUTED)
         same = one.label == pen.explanation.prediction.label
         for row, line in enumerate(_break_lines(one.label, 22)[:2]):
-            pen.write(line, left + _THUMBNAIL + 14, y + 14 + 22 * row, ink=_INK if same else _FOR, limit=22)
+            pen.write(line, left + _THUMBNAIL + 14, y + 14 + 22 * row, ink=_INK if same else _OTHER_CLASS, limit=22)
         pen.write(f"similarity {one.similarity:.2f}", left + _THUMBNAIL + 14, y + 62, size=_SMALL, ink=_MUTED)
         name = one.name.rpartition("/")[2]
         name = name if measure_units(name) <= 24 else f"…{name[-22:]}"  # the end tells one from the other

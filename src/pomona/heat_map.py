@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 HEAT_MAP = "heat_map"
 """Name of the output."""
 
+_FOR, _AGAINST = (214, 48, 12), (38, 92, 160)
+_FULL, _FAINT, _BRIGHTEST = 0.92, 0.3, 0.995
+
 ROW = "heat_map/row"
 """Name of the tensor (N, D) that says how much each feature counts: the weights of the answered class."""
 
@@ -228,3 +231,32 @@ def spread_positions(n: int, side: int) -> NDArray[np.float32]:
     wanted, given = np.arange(side)[:, None] * n, np.arange(n)[None, :] * side
     overlap = np.minimum(wanted + n, given + side) - np.maximum(wanted, given)
     return np.asarray(np.maximum(overlap, 0) / side, np.float32)
+
+
+def paint_map(photo: NDArray[np.uint8], heat_map: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Lay a map over a photo: what spoke for the answer in red, what spoke against it in faint blue.
+
+    Parameters
+    ----------
+    photo : ndarray of shape (H, W, 3), uint8
+        It is shown without its colours, so that those of the map are not taken for them.
+    heat_map : ndarray of shape (P, P)
+        Of any scale: the strongest positions have the full colour.
+
+    Returns
+    -------
+    ndarray of shape (H, W, 3), uint8
+        The photo with the map.
+    """
+    from PIL import Image
+
+    height, width = photo.shape[:2]
+    scale = float(np.quantile(np.abs(heat_map), _BRIGHTEST)) or 1.0
+    smooth = Image.fromarray((heat_map / scale).astype(np.float32)).resize((width, height), Image.Resampling.BICUBIC)
+    strength = np.clip(np.asarray(smooth), -1, 1)[:, :, None]
+    gray = 70 + 0.68 * (photo @ np.array([0.299, 0.587, 0.114]))[:, :, None]
+    cover = np.where(strength > 0, _FULL * strength.clip(0) ** 0.8, _FAINT * (-strength).clip(0))
+    colour = np.where(strength > 0, np.array(_FOR), np.array(_AGAINST))
+    # Shadows of the photo show through the colour: where it lies stays to be seen.
+    colour = colour * (0.45 + 0.55 * gray / 243)
+    return np.asarray(np.rint((1 - cover) * gray + cover * colour), np.uint8)
