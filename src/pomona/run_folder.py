@@ -31,8 +31,9 @@ from pomona.errors import BundleError, PhotoError
 from pomona.evaluation import mistakes
 from pomona.files import MANIFEST_NAME, storage_errors, write_atomic
 from pomona.findings import COLUMNS, list_rows
+from pomona.heat_map import HEAT_MAP, paint_map
 from pomona.learnt_bank import BANK_NAME
-from pomona.model_file import MODEL_NAME
+from pomona.model_file import MODEL_NAME, UNKNOWN
 from pomona.photo import decode_photo, read_unchanged
 from pomona.prediction import Speaker
 from pomona.projection import scale_rows
@@ -211,7 +212,7 @@ def write_run(folder: Path, run: Run, stages: Sequence[Stage]) -> Bundle:
         trust=run.trust,
         bank=run.bank,
     )
-    _repeat_predictions(bundle, run)
+    maps = _repeat_predictions(bundle, run)
     write_atomic(folder / "metrics.json", _to_json(run.evaluation.to_dict(confusion=True)))
     write_atomic(folder / "predictions.csv", _list_predictions(run))
     _keep_curve(folder, run)
@@ -221,7 +222,7 @@ def write_run(folder: Path, run: Run, stages: Sequence[Stage]) -> Bundle:
     write_atomic(folder / SETTINGS_NAME, _list_settings(run))
     write_atomic(folder / "confusion_matrix.png", draw_confusion(run.evaluation))
     save = Stage("save", time.perf_counter() - started_s)
-    write_report(folder / "report.html", _gather_report(run, (*stages, save), now))
+    write_report(folder / "report.html", _gather_report(run, maps, (*stages, save), now))
     return bundle
 
 
@@ -252,20 +253,40 @@ def _draw_curves(run: Run) -> list[tuple[str, str, str]]:
     return drawn
 
 
-def _repeat_predictions(bundle: Bundle, run: Run) -> None:
-    """Run a few photos through the saved graph, from their bytes on, and compare."""
-    chosen = np.unique(np.linspace(0, len(run.reported.photos) - 1, _N_REPEATED).astype(int))
-    contents = {row: data for row in chosen if (data := _read_unchanged(run.reported.photos[row])) is not None}
-    repeated = bundle.measure(list(contents.values()))
-    difference = float(np.abs(repeated.probabilities - run.probabilities[list(contents)]).max(initial=0))
-    if run.strangeness is not None and repeated.strangeness is not None:
-        strange = np.abs(repeated.strangeness - run.strangeness[list(contents)])
-        difference = max(difference, float(strange.max(initial=0)))
+def _repeat_predictions(bundle: Bundle, run: Run) -> dict[int, NDArray[np.uint8]]:
+    """Run photos through the saved graph, from their bytes on, and compare; of mistakes, where they come from."""
+    shown = _list_shown(run)
+    spread = np.linspace(0, len(run.reported.photos) - 1, _N_REPEATED).astype(int).tolist()
+    wanted = sorted({*spread, *shown})
+    contents = {row: data for row in wanted if (data := _read_unchanged(run.reported.photos[row])) is not None}
+    rows, seen = list(contents), {}
+
+    def load_pixels(i: int) -> NDArray[np.uint8]:
+        seen[i] = bundle.preprocessing.read(contents[rows[i]])
+        return seen[i]
+
+    difference, maps = 0.0, {}
+    for i, outcome in enumerate(bundle.whole_engine.stream(len(rows), load_pixels)):
+        if isinstance(outcome, PhotoError):
+            continue
+        row = rows[i]
+        difference = max(difference, float(np.abs(outcome["probabilities"] - run.probabilities[row]).max()))
+        if run.strangeness is not None:
+            difference = max(difference, abs(float(outcome[UNKNOWN]) - float(run.strangeness[row])))
+        if row in shown and HEAT_MAP in outcome:
+            maps[row] = paint_map(seen[i], outcome[HEAT_MAP])
+        del seen[i]
     if not difference <= _TOLERANCE:
         raise BundleError(
             f"the saved graph does not repeat what was measured: wanted probabilities within {_TOLERANCE}, "
             f"got {difference:.2g} apart; clear the cache folder and train again"
         )
+    return maps
+
+
+def _list_shown(run: Run) -> list[int]:
+    """Photos reported on whose mistakes are shown, the surest first."""
+    return [int(row) for row in mistakes(run.probabilities, run.reported.labels)[:N_CARDS]]
 
 
 def _read_unchanged(photo: Photo) -> bytes | None:
@@ -369,7 +390,9 @@ def read_setting(folder: Path, name: str) -> str | int | float | None:
     return found if isinstance(found, (str, int, float)) else None
 
 
-def _gather_report(run: Run, stages: Sequence[Stage], created: str) -> ReportData:
+def _gather_report(
+    run: Run, maps: Mapping[int, NDArray[np.uint8]], stages: Sequence[Stage], created: str
+) -> ReportData:
     from pomona import __version__
 
     return ReportData(
@@ -377,7 +400,7 @@ def _gather_report(run: Run, stages: Sequence[Stage], created: str) -> ReportDat
         evaluation=run.evaluation,
         evaluated_on=run.evaluated_on,
         class_counts=_count_classes(run),
-        mistakes=list(_show_mistakes(run)),
+        mistakes=list(_show_mistakes(run, maps)),
         skipped=[(one.name, one.fault, one.detail) for one in run.dataset.skipped],
         notes=run.notes,
         audit=run.audit,
@@ -423,13 +446,14 @@ def _count_classes(run: Run) -> list[ClassCount]:
     return [ClassCount(name, int(a), int(b)) for name, a, b in zip(names, train, reported, strict=True)]
 
 
-def _show_mistakes(run: Run) -> Iterable[MistakeCard]:
+def _show_mistakes(run: Run, maps: Mapping[int, NDArray[np.uint8]]) -> Iterable[MistakeCard]:
     names = run.dataset.tree.names
-    for row in mistakes(run.probabilities, run.reported.labels)[:N_CARDS]:
+    for row in _list_shown(run):
         photo = run.reported.photos[row]
         said = int(run.probabilities[row].argmax())
         score = float(run.probabilities[row, said])
-        yield MistakeCard(photo.name, names[said], names[photo.label], score, _make_thumbnail(photo))
+        heat = _shrink(maps[row]) if row in maps else None
+        yield MistakeCard(photo.name, names[said], names[photo.label], score, _make_thumbnail(photo), heat)
 
 
 def _show_confused(run: Run) -> Iterable[ConfusedPair]:
@@ -492,12 +516,17 @@ def find_alike(
 
 
 def _make_thumbnail(photo: Photo) -> bytes | None:
-    from PIL import Image
-
     data = _read_unchanged(photo)
     if data is None:  # it was there a moment ago: the card stands without its picture
         return None
-    picture = Image.fromarray(decode_photo(data, at_least_px=2 * _THUMBNAIL_PX))
+    return _shrink(decode_photo(data, at_least_px=2 * _THUMBNAIL_PX))
+
+
+def _shrink(pixels: NDArray[np.uint8]) -> bytes:
+    """A small JPEG."""
+    from PIL import Image
+
+    picture = Image.fromarray(pixels)
     picture.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
     stream = io.BytesIO()
     picture.save(stream, "JPEG", quality=80)

@@ -42,7 +42,7 @@ from pomona.learnt_bank import LearntBank
 from pomona.novelty import sketch_vectors
 from pomona.parts import N_FOLDS, PartPlan, list_folds, note_copies, note_data, plan_parts
 from pomona.ridge import RIDGE_STRENGTHS, study_ridge
-from pomona.run_folder import Run, write_run
+from pomona.run_folder import Run, find_alike, write_run
 from pomona.run_place import check_output, check_place, choose_output, find_tuning_folder, name_data
 from pomona.trust import (
     N_REPEATS,
@@ -330,6 +330,7 @@ def train(
         strangeness=scored.strangeness,
         bank=learnt.bank,
         baselines=scored.baselines,
+        alike=scored.alike,
         language=options.language,
         curve=learnt.curve,
         range_result=learnt.range_result,
@@ -700,6 +701,7 @@ class _Scored(NamedTuple):
     kept: Kept
     strangeness: NDArray[np.float32] | None
     baselines: tuple[Baseline, ...]
+    alike: NDArray[np.intp] | None
 
 
 def _score_part(learnt: _Learnt, split: Split) -> _Scored:
@@ -735,7 +737,7 @@ def _score_part(learnt: _Learnt, split: Split) -> _Scored:
     )
     bank = None if learnt.bank is None else learnt.bank.bank
     learnt_labels = learnt.dataset.part("train").labels
-    baselines = measure_baselines(
-        learnt_labels[learnt_labels >= 0], bank, np.concatenate(sketches), dataset.labels, dataset.groups
-    )
-    return _Scored(dataset, probabilities, evaluation, kept, strangeness, baselines)
+    asked = np.concatenate(sketches)
+    baselines = measure_baselines(learnt_labels[learnt_labels >= 0], bank, asked, dataset.labels, dataset.groups)
+    alike = None if bank is None else find_alike(asked, probabilities.argmax(axis=1), bank.vectors, bank.labels)
+    return _Scored(dataset, probabilities, evaluation, kept, strangeness, baselines, alike)
