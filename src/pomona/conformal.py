@@ -143,12 +143,12 @@ def trade_off(
         chosen, sure = nodes.choose(shares, float(least))
         exact = sure & (chosen < len(nodes.member))
         right = float(counts @ (sure & nodes.member[labels, chosen]))
-        n_sure = float(counts @ sure)
+        n_exact, n_sure = (min(1.0, float(counts @ some)) for some in (exact, sure))  # a sum may come out above 1
         found.append(
             Trade(
                 float(least),
-                float(counts @ exact),
-                n_sure - float(counts @ exact),
+                n_exact,
+                max(0.0, n_sure - n_exact),
                 1 - n_sure,
                 min(1.0, right / n_sure) if n_sure > 0 else 1.0,
             )
