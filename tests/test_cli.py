@@ -403,7 +403,8 @@ def test_paths_from_stdin_may_hold_anything_but_a_newline(tmp_path: Path) -> Non
 def test_json_has_these_keys_and_errors_in_place(tmp_path: Path) -> None:
     stdout, stderr = _run("predict", BUNDLE, RED, tmp_path / "no 🍎.jpg", GREEN, "--json")
     red, missing, green = json.loads(stdout)
-    assert list(red) == ["file", "label", "score", "top", "error", "name_en", "name_zh", "plu"]
+    said = ["answer", "sure", "unknown", "strangeness", "shortlist"]
+    assert list(red) == ["file", "label", "score", "top", "error", *said, "name_en", "name_zh", "plu"]
     assert [list(one) for one in red["top"]] == [["label", "score", "name_en", "name_zh", "plu"]] * 3
     assert (red["label"], green["label"], green["error"]) == ("红苹果", "Granny Smith", None)
     assert {name: missing[name] for name in ("label", "score", "top")} == {"label": None, "score": None, "top": []}
@@ -497,7 +498,7 @@ def test_train_and_evaluate_report_the_same_numbers_as_json(rendered: Path, tmp_
     result = _run_json("train", rendered, "--output", output, *SMALL, "--seed", 3)
     assert {"accuracy", "accuracy_interval", "macro_f1", "n", "levels", "notes", "output"} <= set(result)
     looked = ["look", "compare", "split"]
-    assert list(result["seconds"]) == ["read", "plan", "features", *looked, "fit", "evaluate", "save"]
+    assert list(result["seconds"]) == ["read", "plan", "features", *looked, "fit", "trust", "evaluate", "save"]
     assert result["output"] == str(output)
     low, high = result["accuracy_interval"]
     assert 0 <= low <= result["accuracy"] <= high <= 1

@@ -21,6 +21,7 @@ from pomona.errors import BundleError, DataError, FitError, OptionError, PomonaE
 from pomona.files import MANIFEST_NAME, cache_folder, hash_file
 from pomona.head import softmax
 from pomona.learnt import N_KEPT, load_learnt
+from pomona.learnt_bank import BANK_NAME
 from pomona.ridge import solve_dual
 from pomona.samples import KINDS, SampleOptions, write_samples
 from pomona.teaching import add_class, remove_class, replace_head
@@ -225,7 +226,7 @@ def test_measured_files_stay_and_changes_are_listed(run: Path, rendered: Path, b
     add_class(run, "Grapes", berries / "Grapes")
     remove_class(run, "Orange")
     changed = {name for name, content in before.items() if (run / name).read_bytes() != content}
-    assert changed == {MODEL_NAME, HEAD_NAME, "pomona.json", "train_photos.txt"}
+    assert changed == {MODEL_NAME, HEAD_NAME, BANK_NAME, "pomona.json", "train_photos.txt"}
     assert {path.name for path in run.iterdir()} - before.keys() == {"mine", "link", "changes.csv"}
     assert (run / "link" / "pomona.json").read_text() == "my notes"
     header, *rows = [line.split(",") for line in (run / "changes.csv").read_text().splitlines()]
@@ -411,11 +412,12 @@ def test_graph_without_a_head_is_refused(trained: TrainResult) -> None:
 
     model = onnx.load(trained.bundle.folder / MODEL_NAME)
     head = load_learnt(trained.bundle).ridge.to_head()
-    assert onnx.load_model_from_string(replace_head(model.SerializeToString(), head)) == model
+    trust = trained.bundle.trust
+    assert onnx.load_model_from_string(replace_head(model.SerializeToString(), head, trust)) == model
     names = [one.name for one in model.graph.initializer]
     del model.graph.initializer[names.index("head_bias")]
     with pytest.raises(BundleError, match="wanted a graph with the head of a bundle"):
-        replace_head(model.SerializeToString(), head)
+        replace_head(model.SerializeToString(), head, trust)
 
 
 # --- command line ---------------------------------------------------------------------------------------------------
