@@ -49,7 +49,8 @@ class Nodes:
         >>> Nodes.of(ClassTree.from_paths(["Apple/Gala", "Apple/Fuji", "Kiwi"])).paths
         (('Apple', 'Fuji'), ('Apple', 'Gala'), ('Kiwi',), ('Apple',))
         """
-        above = {path[:depth]: None for path in tree.paths for depth in range(1, len(path))}
+        # The deepest first: of nodes that hold the same classes, that one says most.
+        above = {path[:depth]: None for path in tree.paths for depth in range(len(path) - 1, 0, -1)}
         paths = (*tree.paths, *(path for path in above if path not in tree.paths))
         member = np.array([[leaf[: len(path)] == path for path in paths] for leaf in tree.paths])
         return cls(paths, member)
