@@ -35,12 +35,12 @@ def test_nodes_are_classes_and_all_above_them() -> None:
         ("Fruit", "Apple", "Gala"),
         ("Kiwi",),
         ("Fruit", "Pear"),
-        ("Fruit",),
         ("Fruit", "Apple"),
+        ("Fruit",),
     )
-    assert DEEP.sizes.tolist() == [1, 1, 1, 1, 3, 2]
-    assert DEEP.top.tolist() == [2, 4]
-    np.testing.assert_allclose(DEEP.weigh(np.array([[0.1, 0.2, 0.3, 0.4]])), [[0.1, 0.2, 0.3, 0.4, 0.7, 0.3]])
+    assert DEEP.sizes.tolist() == [1, 1, 1, 1, 2, 3]
+    assert DEEP.top.tolist() == [2, 5]
+    np.testing.assert_allclose(DEEP.weigh(np.array([[0.1, 0.2, 0.3, 0.4]])), [[0.1, 0.2, 0.3, 0.4, 0.3, 0.7]])
 
 
 @pytest.mark.parametrize(
