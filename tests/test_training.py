@@ -788,3 +788,79 @@ def test_killed_run_leaves_the_old_one_or_a_whole_new_one(rendered: Path, traine
     result = _train(rendered, output)
     assert hash_file(output / MODEL_NAME) == hash_file(trained.bundle.folder / MODEL_NAME)
     assert np.isfinite(result.evaluation.accuracy.value)
+
+
+# --- trust ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_says_how_far_it_can_be_trusted(promising: TrainResult) -> None:
+    folder = promising.bundle.folder
+    rows = _read_csv(folder / "predictions.csv")
+    columns = "file_name label predicted score second second_score correct answer sure unknown strangeness"
+    assert list(rows[0]) == columns.split()
+    manifest = promising.bundle.manifest
+    assert manifest.trust is not None
+    assert manifest.trust.promise is not None
+    assert manifest.trust.unknown is not None
+    assert (manifest.trust.promise.share, manifest.provenance["option_promise"]) == (0.8, 0.8)
+    assert promising.evidence is not None
+    assert manifest.trust.unknown.kind == max(promising.evidence.candidates, key=lambda one: one[1])[0]
+    n_learnt = sum(photo.split == "train" for photo in promising.dataset.photos)
+    assert manifest.trust.promise.n == n_learnt
+    assert promising.bundle.bank is not None
+    learnt = [photo.name for photo in promising.dataset.photos if photo.split == "train"]
+    assert sorted(promising.bundle.bank.names) == sorted(learnt)
+    bundle = load_bundle(folder)
+    data = {photo.name: photo for photo in promising.dataset.part("val").photos}
+    for row, said in zip(rows, bundle.predict([data[row["file_name"]].path for row in rows]), strict=True):
+        assert said.answer is not None
+        assert (row["answer"], row["sure"], row["unknown"]) == (
+            *(said.answer.label, str(int(bool(said.sure))), str(int(said.unknown))),
+        )
+        assert float(row["strangeness"]) == pytest.approx(said.strangeness, abs=1e-4)
+    assert {row["sure"] for row in rows} <= {"0", "1"}
+
+
+def test_a_second_run_from_the_cache_gives_the_same_trust(rendered: Path, trained: TrainResult, tmp_path: Path) -> None:
+    again = _train(rendered, tmp_path / "run")
+    assert again.bundle.manifest.trust == trained.bundle.manifest.trust
+    assert again.evidence is not None
+    assert trained.evidence is not None
+    assert again.evidence.to_dict() == trained.evidence.to_dict()
+    for name in (MODEL_NAME, "bank.safetensors", "predictions.csv"):
+        assert hash_file(again.bundle.folder / name) == hash_file(trained.bundle.folder / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("promise", (0, 1, -0.1, 95), "promise: wanted a share between 0 and 1, got"),
+        ("turn_away", (0, 1, 5), "turn-away: wanted a share between 0 and 1, got"),
+        ("folds", (1, 51), "wanted 2 to 50 folds and 1 to 20 repeats, got"),
+        ("repeats", (0, 21), "wanted 2 to 50 folds and 1 to 20 repeats, got"),
+    ],
+)
+def test_what_cannot_be_promised_is_refused(name: str, values: tuple[float, ...], message: str) -> None:
+    for value in values:
+        with pytest.raises(OptionError, match=message):
+            TrainOptions(**{"data": Path("x"), name: value})
+
+
+def test_photos_of_one_scene_a_class_promise_nothing(rendered: Path, tmp_path: Path) -> None:
+    """Then probabilities come from the head alone, and nothing is unknown."""
+    lines = ["file_name,label,split,group"]
+    for name, place in RENDERED.items():
+        for number in range(1, 9):
+            split, group = ("train", name) if number < 7 else ("val", f"{name} {number}")
+            lines.append(f"{rendered / place / name}_{number:04}.jpg,{place},{split},{group}")
+    (tmp_path / "photos.csv").write_text("\n".join(lines), encoding="utf-8")
+    result = _train(tmp_path / "photos.csv", tmp_path / "run")
+    bundle = load_bundle(tmp_path / "run")
+    assert result.evidence is None
+    assert bundle.manifest.trust is not None
+    assert (bundle.promise, bundle.manifest.trust.unknown) == (None, None)
+    assert any("none could be held out" in note for note in result.notes)
+    assert "unknown" not in bundle.engine.outputs
+    (answer,) = bundle.predict([rendered / RENDERED["Lemon"] / "Lemon_0001.jpg"])
+    assert (answer.answer, answer.sure, answer.unknown) == (answer.top[0], None, False)
+    assert {(row["sure"], row["unknown"]) for row in _read_csv(tmp_path / "run" / "predictions.csv")} == {("", "0")}
