@@ -43,6 +43,17 @@ def test_nodes_are_classes_and_all_above_them() -> None:
     np.testing.assert_allclose(DEEP.weigh(np.array([[0.1, 0.2, 0.3, 0.4]])), [[0.1, 0.2, 0.3, 0.4, 0.3, 0.7]])
 
 
+def test_what_holds_every_class_is_no_answer() -> None:
+    """It would always be right, and so make room for classes that are wrong."""
+    nodes = Nodes.of(ClassTree.from_paths(["Food/Fruit/Apple/Gala", "Food/Fruit/Apple/Fuji", "Food/Fruit/Pear"]))
+    assert nodes.paths[3:] == (("Food", "Fruit", "Apple"),)
+    assert [nodes.paths[i] for i in nodes.top] == [("Food", "Fruit", "Pear"), ("Food", "Fruit", "Apple")]
+    (node,), (sure,) = nodes.choose(nodes.weigh(np.array([[0.3, 0.3, 0.4]])), 0.9)
+    assert (nodes.paths[node][-1], bool(sure)) == ("Apple", False)
+    inside = Nodes.of(ClassTree.from_paths(["Apple", "Apple/Gala"]))
+    assert (inside.paths, inside.top.tolist()) == ((("Apple",), ("Apple", "Gala")), [0])
+
+
 @pytest.mark.parametrize(
     ("shares", "least", "said", "sure"),
     [

@@ -859,7 +859,7 @@ def test_photos_of_one_scene_a_class_promise_nothing(rendered: Path, tmp_path: P
     assert result.evidence is None
     assert bundle.manifest.trust is not None
     assert (bundle.promise, bundle.manifest.trust.unknown) == (None, None)
-    assert any("none could be held out" in note for note in result.notes)
+    assert any("No photos could be held out" in note for note in result.notes)
     assert "unknown" not in bundle.engine.outputs
     (answer,) = bundle.predict([rendered / RENDERED["Lemon"] / "Lemon_0001.jpg"])
     assert (answer.answer, answer.sure, answer.unknown) == (answer.top[0], None, False)

@@ -187,7 +187,7 @@ def test_classes_of_one_scene_each_promise_nothing() -> None:
     head, found, _ = _find_trust(photos)
     assert found is None
     (note,) = note_trust(Trust(), None)
-    assert "none could be held out" in note
+    assert "No photos could be held out" in note
     assert Trust().measure_strangeness(photos.vectors, head.score(photos.vectors)) is None
     np.testing.assert_allclose(
         Trust().to_probabilities(head.score(photos.vectors)), head.predict_proba(photos.vectors), atol=1e-6
