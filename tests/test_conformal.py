@@ -139,6 +139,17 @@ def test_a_promise_that_nothing_keeps_is_never_made() -> None:
     assert fit_answer(right, np.arange(16) % 4, FLAT, share=0.9, groups=groups) == NEVER
 
 
+def test_a_promise_holds_at_each_least_probability_above_too() -> None:
+    """Few photos that are often wrong, between many that are not, are not covered up by these."""
+    sureness = np.repeat([0.99, 0.85, 0.5], [50, 50, 400])
+    probabilities = np.stack([sureness, *[(1 - sureness) / 3] * 3], axis=1)
+    labels = np.zeros(500, np.intp)
+    labels[50:65] = 1
+    assert 0.85 < fit_answer(probabilities, labels, FLAT, share=0.9) < 0.99
+    labels[50:65] = 0
+    assert fit_answer(probabilities, labels, FLAT, share=0.9) == 0
+
+
 def test_what_is_wrong_makes_answers_coarser_and_weights_say_how_much_it_counts() -> None:
     # Half of the photos of two varieties are taken for the other one, at 7 to 3.
     probabilities = np.tile([[0.69, 0.29, 0.01, 0.01]], (200, 1))

@@ -232,6 +232,34 @@ def test_few_or_equal_photos_give_numbers(kind: tuple[str, ...], case: str) -> N
     assert all(np.isfinite(values).all() for values in fit_measures(bank))
 
 
+def test_measures_are_those_of_their_definitions() -> None:
+    rng = np.random.default_rng(5)
+    bank = _draw_bank(rng, 10, dim=20)
+    asked, logits = rng.normal(size=(6, 20)).astype(np.float32), rng.normal(size=(6, 4))
+    found = measure_all(bank, asked, logits)
+    wide, photos = bank.vectors.astype(float), asked.astype(float)
+    centres = np.stack([wide[bank.labels == label].mean(axis=0) for label in range(4)])
+
+    def invert(table: Any) -> Any:
+        covariance = table.T @ table / len(table)
+        return np.linalg.inv(covariance + np.eye(20) * np.trace(covariance) / 20)
+
+    def measure(moved: Any, inverse: Any) -> Any:
+        return np.einsum("nk,kl,nl->n", moved, inverse, moved)
+
+    within, total = invert(wide - centres[bank.labels]), invert(wide - wide.mean(axis=0))
+    nearest = np.min([measure(photos - centre, within) for centre in centres], axis=0)
+    np.testing.assert_allclose(found["mahalanobis"], nearest, rtol=1e-3)
+    beside = nearest - measure(photos - wide.mean(axis=0), total)
+    np.testing.assert_allclose(found["relative-mahalanobis"], beside, rtol=1e-3)
+    likeness = [[a @ b / np.linalg.norm(a) / np.linalg.norm(b) for b in wide] for a in photos]
+    np.testing.assert_allclose(found["nearest"], 1 - np.max(likeness, axis=1), atol=1e-5)
+    np.testing.assert_allclose(found["energy"], -np.log(np.exp(logits).sum(axis=1)), rtol=1e-5)
+    axes = np.linalg.svd(wide - wide.mean(axis=0))[2][:5]  # a quarter of 20
+    moved = photos - wide.mean(axis=0)
+    np.testing.assert_allclose(found["residual"], np.square(moved - moved @ axes.T @ axes).sum(axis=1), rtol=1e-3)
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.integers(1, 40))
 def test_areas_and_shares_are_those_of_scikit_learn(seed: int, n_known: int, n_strange: int) -> None:
@@ -292,6 +320,10 @@ def test_what_looks_alike_is_left_out_together() -> None:
     labels = np.tile(np.arange(20), 6)
     bank = Bank((centres[labels] + 0.1 * rng.normal(size=(120, 30))).astype(np.float32), labels)
     assert sorted(part.tolist() for part in part_classes(bank)) == np.arange(20).reshape(5, 4).tolist()
+    # Many varieties of one kind stay together where others are further apart.
+    centres[:17], centres[17:] = centres[0] + 0.01 * rng.normal(size=(17, 30)), 5 * np.eye(3, 30)
+    uneven = Bank(centres[labels].astype(np.float32), labels)
+    assert sorted(map(len, part_classes(uneven, 4))) == [1, 1, 1, 17]
     same = Bank(np.ones((12, 3), np.float32), np.arange(12) % 6)
     assert sorted(np.concatenate(part_classes(same)).tolist()) == list(range(6))
 

@@ -851,7 +851,7 @@ def test_photos_of_one_scene_a_class_promise_nothing(rendered: Path, tmp_path: P
     lines = ["file_name,label,split,group"]
     for name, place in RENDERED.items():
         for number in range(1, 9):
-            split, group = ("train", name) if number < 7 else ("val", f"{name} {number}")
+            split, group = ("train", name) if number < 5 + len(name) % 2 else ("val", f"{name} {number}")
             lines.append(f"{rendered / place / name}_{number:04}.jpg,{place},{split},{group}")
     (tmp_path / "photos.csv").write_text("\n".join(lines), encoding="utf-8")
     result = _train(tmp_path / "photos.csv", tmp_path / "run")

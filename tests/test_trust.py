@@ -97,6 +97,7 @@ def test_promises_hold_on_new_scenes() -> None:
         forecast.append(evidence.held_out.accuracy.value)
         measured.append(kept.accuracy.value)
         assert kept.after.ece < 0.1
+        assert trust.link.width is not None or 0.8 < trust.link.sharpness < 1.25  # the head has its temperature
         assert kept.share_exact + kept.share_coarse + kept.share_open == pytest.approx(1)
         assert kept.shortlist_size < 3
     assert np.mean(covered) > 0.89
