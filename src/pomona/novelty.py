@@ -432,7 +432,7 @@ def write_detector(
 
     last = constant(np.array([1]))
     asked = moved = ""
-    if detector.bank is not None:
+    if detector.bank is not None and needs_bank(detector.kind):
         asked = _write_sketch(add, constant, features, dim)
         measures = fit_measures(detector.bank)
         moved = add("Sub", [asked, constant(measures.mean)])
