@@ -192,6 +192,19 @@ def test_a_head_replaced_is_a_graph_built_anew(tmp_path: Path, kind: tuple[str, 
         assert found["probabilities"].shape == (5, len(head.bias))
 
 
+def test_the_energy_alone_is_the_same_graph_with_and_without_a_bank(tmp_path: Path) -> None:
+    """A run writes it with one, and teaching reads it back without."""
+    rng = np.random.default_rng(0)
+    bank, head = _draw_bank(rng, 12, dim=300), _draw_head(rng, 4, 300)
+    written = Detector(("energy",), (-1.8,), (0.5,), 0.5, bank)
+    model = build_model(_make_network(tmp_path / "network.onnx", 300), head, Trust(Link(), written))
+    other = _draw_head(rng, 5, 300)
+    taught = replace_head(model, other, Trust(Link(), Detector(("energy",), (-1.8,), (0.5,), 0.5)))
+    (tmp_path / "models").mkdir()
+    pixels = rng.integers(0, 256, (5, 10, 10, 3), np.uint8)
+    _check_answers(_run(taught, tmp_path / "models", pixels), other, Trust(Link(), written), pixels)
+
+
 # --- measures of what is odd ----------------------------------------------------------------------------------------
 
 
