@@ -50,6 +50,28 @@ def trained(rendered: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainRe
     return train(TrainOptions(data=rendered, output=output, effort="instant", imgsz=64))
 
 
+@pytest.fixture(scope="session")
+def strangers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tree of rendered photos, 24 each of two kinds that `promising` does not know; not to be changed."""
+    from pomona.samples import KINDS, SampleOptions, write_samples
+
+    folder = tmp_path_factory.mktemp("strangers") / "fruit"
+    write_samples(folder, SampleOptions(n_per_kind=24, kinds=KINDS[7:9], size_px=72, n_workers=1, seed=1))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def promising(tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
+    """A run on enough rendered photos for promises, 24 each of five kinds; not to be changed."""
+    from pomona.samples import KINDS, SampleOptions, write_samples
+    from pomona.training import TrainOptions, train
+
+    folder = tmp_path_factory.mktemp("promising")
+    write_samples(folder / "fruit", SampleOptions(n_per_kind=24, kinds=KINDS[2:7], size_px=72, n_workers=1))
+    options = TrainOptions(data=folder / "fruit", output=folder / "run", effort="instant", imgsz=64, promise=0.8)
+    return train(options)
+
+
 @pytest.fixture
 def broken_int8(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Embedding], None]:
     """A cache whose int8 network of `instant` at 64 pixels gives NaN, on a machine that prefers it.

@@ -40,8 +40,10 @@ from pomona.enhancement import enhance
 from pomona.errors import BundleDamagedError, BundleError, BundleFormatError, DataError
 from pomona.features import extract_features
 from pomona.files import MANIFEST_NAME, hash_bytes
-from pomona.head import Head
+from pomona.head import Head, Link
+from pomona.learnt_bank import BANK_NAME
 from pomona.ridge import fit_ridge
+from pomona.trust import Promise
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,10 +54,12 @@ GOLDEN = Path(__file__).parent / "golden"
 EXPECTED: dict[str, Any] = json.loads((GOLDEN / "bundle-v1-expected.json").read_text(encoding="utf-8"))
 EXPECTED_V2: dict[str, Any] = json.loads((GOLDEN / "bundle-v2-expected.json").read_text(encoding="utf-8"))
 EXPECTED_V3: dict[str, Any] = json.loads((GOLDEN / "bundle-v3-expected.json").read_text(encoding="utf-8"))
+EXPECTED_V4: dict[str, Any] = json.loads((GOLDEN / "bundle-v4-expected.json").read_text(encoding="utf-8"))
 GOLDEN_CHECKSUMS = {
     "bundle-v1": "7a856ae2afcbd0494057a57e17a478062413a30ad11d400d4a360022b84a79f2",
     "bundle-v2": "5749ca82936b9bf8b8b6983b3e0e7a469b025a3cee328fbf1095f13879c4bcf4",
     "bundle-v3": "21aef20eb88f0f7f26105b43a7f432e331e3c6693f32ab11dd7294d9933a3173",
+    "bundle-v4": "0fb82b448d0cccfddd0a0a7cee82e5b5ca2a09f28aa4a017924aef3773fed309",
 }
 COLOURS = {"红苹果": (196, 30, 42), "Granny Smith": (96, 168, 48), "Banana": (240, 210, 40)}
 
@@ -145,6 +149,55 @@ def test_golden_bundle_of_format_3_still_answers_the_same() -> None:
     assert len(bundle.learnt_from) == 3
 
 
+def test_golden_bundle_of_format_4_still_answers_the_same() -> None:
+    bundle = load_bundle(GOLDEN / "bundle-v4", n_workers=1)
+    photos = [GOLDEN / "photos" / name for name in EXPECTED_V4]
+    found = bundle.measure(photos)
+    wanted = list(EXPECTED_V4.values())
+    assert not found.errors
+    assert found.strangeness is not None
+    np.testing.assert_allclose(found.probabilities, [one["probabilities"] for one in wanted], atol=1e-5)
+    np.testing.assert_allclose(found.strangeness, [one["strangeness"] for one in wanted], atol=1e-5)
+    for answer, one in zip(bundle.predict(photos), wanted, strict=True):
+        assert answer.answer is not None
+        assert (answer.label, answer.answer.label, answer.sure, answer.unknown) == (
+            *(one["label"], one["answer"], one["sure"], one["unknown"]),
+        )
+        assert [listed.label for listed in answer.shortlist] == one["shortlist"]
+    assert {one["answer"] for one in wanted} == {*COLOURS, "Apple", "unknown"}
+    assert [(name.name_en, name.name_zh, name.plu) for name in bundle.names][1:] == [
+        ("Granny Smith", None, "4017"),
+        (None,) * 3,
+    ]
+    trust, promise = bundle.trust, bundle.promise
+    assert promise == Promise(0.95, 0.98, 0.2, 0.05, 60, 40) == trust.promise
+    assert (trust.link, trust.detector and trust.detector.kind) == (Link(0.5, 1.25), ("nearest", "energy"))
+    assert bundle.bank is not None
+    assert (bundle.bank.names[0], bundle.bank.bank.labels.tolist()) == ("水果/red.png", [0, 1, 2])
+    assert len(bundle.learnt_from) == 3
+
+
+def test_what_a_golden_bundle_says_of_itself_is_what_its_graph_does() -> None:
+    from safetensors.numpy import load_file
+
+    bundle = load_bundle(GOLDEN / "bundle-v4", n_workers=1)
+    outputs = bundle.engine.run(np.random.default_rng(0).integers(0, 256, (9, 32, 32, 3), np.uint8))
+    logits = Head(**load_file(bundle.folder / HEAD_NAME), l2=0).score(outputs["features"])
+    np.testing.assert_allclose(outputs["probabilities"], bundle.trust.to_probabilities(logits), atol=1e-5)
+    strangeness = bundle.trust.measure_strangeness(outputs["features"], logits)
+    assert strangeness is not None
+    np.testing.assert_allclose(outputs["unknown"], strangeness, atol=1e-5)
+
+
+def test_older_formats_promise_nothing() -> None:
+    for name in ("bundle-v1", "bundle-v2", "bundle-v3"):
+        bundle = load_bundle(GOLDEN / name)
+        assert (bundle.promise, bundle.bank, bundle.trust.detector, bundle.trust.link) == (None, None, None, Link())
+        (answer,) = bundle.predict([GOLDEN / "photos" / "red.png"])
+        assert (answer.answer, answer.sure, answer.unknown, answer.strangeness) == (answer.top[0], None, False, None)
+        assert answer.shortlist == ()
+
+
 def test_a_bundle_enhances_photos_before_its_graph_sees_them() -> None:
     bundle = load_bundle(GOLDEN / "bundle-v3")
     data = (GOLDEN / "photos" / "large.jpg").read_bytes()
@@ -191,7 +244,7 @@ def test_golden_bundle_has_its_classes_and_tree(golden: Bundle) -> None:
 def test_golden_files_are_those_that_were_committed() -> None:
     # A bundle made anew would prove nothing about old ones.
     assert {name: _read(GOLDEN / name)["checksum"] for name in GOLDEN_CHECKSUMS} == GOLDEN_CHECKSUMS
-    assert sum(path.stat().st_size for path in GOLDEN.rglob("*")) < 80_000
+    assert sum(path.stat().st_size for path in GOLDEN.rglob("*")) < 110_000
 
 
 FIELDS: dict[int, dict[str, str]] = {
@@ -219,25 +272,31 @@ FIELDS: dict[int, dict[str, str]] = {
         "files": "head.safetensors model.onnx",
     },
     4: {
-        "": "format pomona_version created classes preprocessing embedding provenance files checksum",
+        "": "format pomona_version created classes preprocessing embedding trust provenance files checksum",
         "classes": "name path name_en name_zh plu extra",
         "preprocessing": "size_px fit resample offset scale decode_px crop_share enhance",
         "embedding": "pooling mirrored precision backbones",
         "backbones": "name tag weights_sha256 licence pooled tuned",
+        "trust": "link unknown promise",
+        "link": "width sharpness",
+        "unknown": "kind middles spreads threshold",
+        "promise": "share least_answer least_shortlist turned_away n n_groups",
         "files": "head.safetensors model.onnx",
     },
 }
 
 
-def test_formats_have_these_fields_for_ever(golden: Bundle, trained: TrainResult) -> None:
+def test_formats_have_these_fields_for_ever(trained: TrainResult) -> None:
     assert max(FIELDS) == BUNDLE_FORMAT
-    folders = {golden.folder: 1, GOLDEN / "bundle-v2": 2, GOLDEN / "bundle-v3": 3, trained.bundle.folder: 4}
-    for folder, number in folders.items():
+    folders = {GOLDEN / name: number for number, name in enumerate(GOLDEN_CHECKSUMS, start=1)}
+    for folder, number in {**folders, trained.bundle.folder: 4}.items():
         content = _read(folder)
         assert content["format"] == number
         found = {"": content, **content, "classes": content["classes"][0]}
         if number > 1:
             found["backbones"] = content["embedding"]["backbones"][0]
+        if number > 3:
+            found |= content["trust"]
         assert {MODEL_NAME, HEAD_NAME} <= found["files"].keys()
         found["files"] = dict.fromkeys([HEAD_NAME, MODEL_NAME])  # others came later, and may be absent
         fields = FIELDS[number]
@@ -480,7 +539,9 @@ def test_a_format_1_manifest_with_fields_of_format_2_is_refused(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("key", ["name_en", "name_zh", "plu", "extra"])
-def test_an_older_manifest_with_names_of_classes_is_refused(copy: Path, key: str) -> None:
+@pytest.mark.parametrize("name", ["bundle-v1", "bundle-v2", "bundle-v3"])
+def test_an_older_manifest_with_names_of_classes_is_refused(tmp_path: Path, name: str, key: str) -> None:
+    copy = Path(shutil.copytree(GOLDEN / name, tmp_path / "bundle"))
     content = _read(copy)
     content["classes"][1][key] = {} if key == "extra" else "4017"
     _write(copy, _seal(content))
@@ -512,6 +573,44 @@ def test_what_format_3_brought_is_checked(
     change(content)
     _write(copy, _seal(content))
     with pytest.raises(BundleDamagedError, match=message):
+        load_bundle(copy)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda trust: trust["link"].update(sharpness=0), r"trust\.link\.sharpness: "),
+        (lambda trust: trust["link"].update(width=-1.0), r"trust\.link\.width: "),
+        (lambda trust: trust["unknown"].update(kind=["magic"]), r"trust\.unknown\.kind: .*wanted one of"),
+        (lambda trust: trust["unknown"].pop("threshold"), r"trust\.unknown\.threshold: "),
+        (lambda trust: trust["unknown"].update(middles=[0.0]), r"trust\.unknown: .*as many middles and spreads"),
+        (lambda trust: trust["promise"].update(share=1.0), r"trust\.promise\.share: "),
+        (lambda trust: trust["promise"].update(n_days=3), r"trust\.promise\.n_days: "),
+        (lambda trust: trust.pop("promise"), r"trust\.promise: "),
+    ],
+)
+def test_what_format_4_promises_is_checked(
+    tmp_path: Path, change: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    copy = Path(shutil.copytree(GOLDEN / "bundle-v4", tmp_path / "bundle"))
+    content = _read(copy)
+    change(content["trust"])
+    _write(copy, _seal(content))
+    with pytest.raises(BundleDamagedError, match=message):
+        load_bundle(copy)
+
+
+def test_what_was_learnt_is_hashed_and_may_not_be_missing(tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(GOLDEN / "bundle-v4", tmp_path / "bundle"))
+    data = (copy / BANK_NAME).read_bytes()
+    (copy / BANK_NAME).write_bytes(data[:-1])
+    with pytest.raises(BundleDamagedError, match=r"bank\.safetensors is damaged"):
+        load_bundle(copy)
+    (copy / BANK_NAME).write_bytes(data)
+    content = _read(copy)
+    del content["files"][BANK_NAME]
+    _write(copy, _seal(content))
+    with pytest.raises(BundleDamagedError, match=r"does not name bank\.safetensors"):
         load_bundle(copy)
 
 

@@ -403,7 +403,8 @@ def test_predictions_are_shown_in_a_language(golden: Path, tmp_path: Path) -> No
     plain, _ = _run("predict", golden, RED)
     assert "Red apple" not in plain
     (row,) = csv.DictReader(_run("predict", golden, RED, "none.jpg", "--csv")[0].splitlines()[:2])
-    assert list(row) == ["file", "label", "score", "error", "name_en", "name_zh", "plu"]
+    said = ["answer", "sure", "unknown"]
+    assert list(row) == ["file", "label", "score", "error", "name_en", "name_zh", "plu", *said]
     assert (row["label"], row["name_en"], row["name_zh"], row["plu"]) == ("红苹果", "Red apple", "", "4016")
     (answer,) = json.loads(_run("predict", golden, RED, "--json", "--language", "en")[0])
     assert (answer["label"], answer["plu"]) == ("红苹果", "4016")

@@ -404,7 +404,8 @@ def test_paths_from_stdin_may_hold_anything_but_a_newline(tmp_path: Path) -> Non
 def test_json_has_these_keys_and_errors_in_place(tmp_path: Path) -> None:
     stdout, stderr = _run("predict", BUNDLE, RED, tmp_path / "no 🍎.jpg", GREEN, "--json")
     red, missing, green = json.loads(stdout)
-    assert list(red) == ["file", "label", "score", "top", "error", "name_en", "name_zh", "plu"]
+    said = ["answer", "sure", "unknown", "strangeness", "shortlist"]
+    assert list(red) == ["file", "label", "score", "top", "error", *said, "name_en", "name_zh", "plu"]
     assert [list(one) for one in red["top"]] == [["label", "score", "name_en", "name_zh", "plu"]] * 3
     assert (red["label"], green["label"], green["error"]) == ("红苹果", "Granny Smith", None)
     assert {name: missing[name] for name in ("label", "score", "top")} == {"label": None, "score": None, "top": []}
@@ -498,7 +499,7 @@ def test_train_and_evaluate_report_the_same_numbers_as_json(rendered: Path, tmp_
     result = _run_json("train", rendered, "--output", output, *SMALL, "--seed", 3)
     assert {"accuracy", "accuracy_interval", "macro_f1", "n", "levels", "notes", "output"} <= set(result)
     looked = ["look", "compare", "split"]
-    assert list(result["seconds"]) == ["read", "plan", "features", *looked, "fit", "evaluate", "save"]
+    assert list(result["seconds"]) == ["read", "plan", "features", *looked, "fit", "trust", "evaluate", "save"]
     assert result["output"] == str(output)
     low, high = result["accuracy_interval"]
     assert 0 <= low <= result["accuracy"] <= high <= 1
@@ -529,6 +530,46 @@ def test_evaluate_says_what_it_left_out(tmp_path: Path) -> None:
     assert "Right on 100.0% of 1 " in stdout
     assert "note: left out, of classes that the recogniser does not know: 1 photo (Kiwi)" in stderr
     assert "note: 红苹果/bad.jpg: " in stderr
+
+
+def test_evaluate_tells_which_of_two_is_right_more_often(
+    promising: TrainResult, trained: TrainResult, strangers: Path
+) -> None:
+    run, other = promising.bundle.folder, trained.bundle.folder
+    data = run.parent / "fruit"
+    found = _run_json("evaluate", run, data, "--against", other)
+    assert {"kept", "baselines", "found_unknown", "against", "difference"} <= found.keys()
+    difference = found["difference"]
+    assert difference.keys() == {
+        *("difference", "difference_interval", "n_better", "n_worse", "p_value", "verdict"),
+    }
+    assert found["against"]["n_unknown_class"] == 48  # two of the five kinds
+    stdout, stderr = _run("evaluate", run, data, "--against", other)
+    assert difference["verdict"].capitalize() in stdout
+    assert f"{difference['n_better']} right in {run} alone, {difference['n_worse']} in {other} alone" in stdout
+    assert "Sure answers, promised right on 80%" in stdout
+    assert "always the most frequent class" in stdout
+    assert "of these 120 photos were learnt from: the numbers are too good" in stderr
+    assert "-0%" not in stdout
+    _, stderr = _run("evaluate", run, strangers, code=1)
+    assert "48 have a class that the bundle does not know" in _error(stderr)
+
+
+def test_predict_says_unknown_and_what_comes_nearest(promising: TrainResult, strangers: Path) -> None:
+    run = promising.bundle.folder
+    photos = sorted(strangers.rglob("*.jpg"))[:6]
+    rows = list(csv.DictReader(io.StringIO(_run("predict", run, *photos, "none.jpg", "--csv")[0])))
+    assert list(rows[0])[-3:] == ["answer", "sure", "unknown"]
+    assert [rows[-1][name] for name in ("answer", "sure", "unknown")] == ["", "", ""]
+    answers = _run_json("predict", run, *photos)
+    assert sum(answer["unknown"] for answer in answers) >= 4
+    for row, answer in zip(rows, answers, strict=False):
+        assert (row["answer"], row["unknown"]) == (answer["answer"]["label"], str(int(answer["unknown"])))
+        assert row["sure"] == str(int(answer["sure"]))
+    table, _ = _run("predict", run, *photos, env={"COLUMNS": "200"})
+    assert table.count("unknown") == table.count("nearest: ") == sum(answer["unknown"] for answer in answers)
+    chinese, _ = _run("predict", run, *photos, "--language", "zh", env={"COLUMNS": "200"})
+    assert "未知" in chinese
 
 
 def test_output_is_refused_before_any_work(rendered: Path, tmp_path: Path) -> None:

@@ -112,7 +112,9 @@ def test_bare_install_brings_no_training_packages(bare: Path) -> None:
     assert not training & installed
 
 
-@pytest.mark.parametrize(("bundle", "tolerance"), [("bundle-v1", 1e-5), ("bundle-v2", 3e-3), ("bundle-v3", 3e-3)])
+@pytest.mark.parametrize(
+    ("bundle", "tolerance"), [("bundle-v1", 1e-5), ("bundle-v2", 3e-3), ("bundle-v3", 3e-3), ("bundle-v4", 3e-3)]
+)
 def test_bare_install_answers_as_the_full_one(bare: Path, tmp_path: Path, bundle: str, tolerance: float) -> None:
     # Here JPEG goes through Pillow, in the other tests through simplejpeg.
     command = bare.parent / ("pomona.exe" if sys.platform == "win32" else "pomona")
@@ -126,6 +128,9 @@ def test_bare_install_answers_as_the_full_one(bare: Path, tmp_path: Path, bundle
         scores = {one["label"]: one["score"] for one in answer["top"]}
         assert [scores[name] for name in NAMES] == pytest.approx(expected["probabilities"], abs=tolerance)
         assert answer["label"] == expected["label"]
+        if "answer" in expected:
+            said = answer["answer"]["label"], answer["sure"], answer["unknown"]
+            assert said == (expected["answer"], expected["sure"], expected["unknown"])
     done = _call(bare, "-m", "pomona", "--version", cwd=tmp_path)
     assert done.stdout.startswith("pomona ")
 

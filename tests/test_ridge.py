@@ -14,7 +14,16 @@ from pomona import ridge as module
 from pomona import ridge_state
 from pomona.errors import FitError, OptionError
 from pomona.head import DEFAULT_TEMPERATURE, fit_temperature
-from pomona.ridge import MIN_STRENGTH, RIDGE_STRENGTHS, Ridge, Sketch, fit_ridge, solve_dual, solve_primal
+from pomona.ridge import (
+    MIN_STRENGTH,
+    RIDGE_STRENGTHS,
+    Ridge,
+    Sketch,
+    fit_ridge,
+    solve_dual,
+    solve_primal,
+    study_ridge,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -536,3 +545,50 @@ def test_changes_that_cannot_be_are_a_fit_error() -> None:
         ridge.remove_class(0).remove_class(0).remove_class(0)
     with pytest.raises(FitError, match="wanted the numbers 0 to 3, each once"):
         ridge.renumber(np.array([0, 1, 2, 2]))
+
+
+# --- what it says of photos that it had not learnt ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("folds", [None, 3, 1], ids=["each", "folds", "apart"])
+def test_photos_held_out_are_scored_as_by_a_head_that_never_saw_them(folds: int | None) -> None:
+    vectors, labels = draw_photos(90, 40)
+    pairs = [] if folds is None else make_folds(90, max(folds, 3))[:folds]
+    head, _, _, study = study_ridge(vectors, labels, 4, pairs)
+    assert len(study.rows) == (60 if folds == 1 else 90)
+    own, known = vectors[study.rows], labels[study.rows]
+    np.testing.assert_array_equal(study.labels, known)
+    penalty = head.l2 * measure_spread(own)
+    temperature = float(np.std(solve_dual(own, known, 4, penalty).to_head().weights) / np.std(head.weights))
+    for places in (np.array([7]), np.arange(3, 40, 2), np.flatnonzero(known == 2)):
+        left = np.setdiff1d(np.arange(len(own)), places)
+        anew = score(solve_dual(own[left], known[left], 4, penalty).to_head(), own[places]) / temperature
+        scale = np.abs(anew).max()
+        np.testing.assert_allclose(study.hold_out(places), anew, atol=1e-4 * scale)
+        np.testing.assert_allclose(study.learn_some(left, places), anew, atol=1e-4 * scale)
+    some = np.arange(0, len(own), 3)
+    anew = score(solve_dual(own[some], known[some], 4, penalty).to_head(), own) / temperature
+    np.testing.assert_allclose(study.learn_some(some, np.arange(len(own))), anew, atol=1e-4 * np.abs(anew).max())
+
+
+def test_a_study_does_not_change_the_state_that_learns_on() -> None:
+    vectors, labels = draw_photos(60, 30)
+    _, _, untouched, _ = study_ridge(vectors, labels, 4)
+    _, _, state, study = study_ridge(vectors, labels, 4)
+    before = study.hold_out(np.arange(20))
+    assert state is not None
+    assert untouched is not None
+    more, more_labels = draw_photos(8, 30, seed=5)
+    grown = state.add(more, more_labels, 4)
+    assert_same(grown, untouched.add(more, more_labels, 4))
+    np.testing.assert_array_equal(study.hold_out(np.arange(20)), before)
+
+
+def test_of_many_photos_some_are_studied(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "N_CHOSEN_ON", 50)
+    vectors, labels = draw_photos(200, 30)
+    _, _, state, study = study_ridge(vectors, labels, 4, make_folds(200))
+    assert state is not None
+    assert len(study.rows) == len(np.unique(study.rows)) == 50
+    np.testing.assert_array_equal(study.labels, labels[study.rows])
+    assert study.hold_out(np.arange(10)).shape == (10, 4)

@@ -19,8 +19,9 @@ import pomona.ridge_state
 from pomona.bundle import HEAD_NAME, MODEL_NAME, TUNED_NAME, Bundle, load_bundle
 from pomona.errors import BundleError, DataError, FitError, OptionError, PomonaError
 from pomona.files import MANIFEST_NAME, cache_folder, hash_file
-from pomona.head import softmax
+from pomona.head import Head, softmax
 from pomona.learnt import N_KEPT, load_learnt
+from pomona.learnt_bank import BANK_NAME
 from pomona.ridge import solve_dual
 from pomona.samples import KINDS, SampleOptions, write_samples
 from pomona.teaching import add_class, remove_class, replace_head
@@ -225,7 +226,7 @@ def test_measured_files_stay_and_changes_are_listed(run: Path, rendered: Path, b
     add_class(run, "Grapes", berries / "Grapes")
     remove_class(run, "Orange")
     changed = {name for name, content in before.items() if (run / name).read_bytes() != content}
-    assert changed == {MODEL_NAME, HEAD_NAME, "pomona.json", "train_photos.txt"}
+    assert changed == {MODEL_NAME, HEAD_NAME, BANK_NAME, "pomona.json", "train_photos.txt"}
     assert {path.name for path in run.iterdir()} - before.keys() == {"mine", "link", "changes.csv"}
     assert (run / "link" / "pomona.json").read_text() == "my notes"
     header, *rows = [line.split(",") for line in (run / "changes.csv").read_text().splitlines()]
@@ -411,11 +412,12 @@ def test_graph_without_a_head_is_refused(trained: TrainResult) -> None:
 
     model = onnx.load(trained.bundle.folder / MODEL_NAME)
     head = load_learnt(trained.bundle).ridge.to_head()
-    assert onnx.load_model_from_string(replace_head(model.SerializeToString(), head)) == model
+    trust = trained.bundle.trust
+    assert onnx.load_model_from_string(replace_head(model.SerializeToString(), head, trust)) == model
     names = [one.name for one in model.graph.initializer]
     del model.graph.initializer[names.index("head_bias")]
     with pytest.raises(BundleError, match="wanted a graph with the head of a bundle"):
-        replace_head(model.SerializeToString(), head)
+        replace_head(model.SerializeToString(), head, trust)
 
 
 # --- command line ---------------------------------------------------------------------------------------------------
@@ -452,3 +454,82 @@ def test_commands_tell_by_their_exit_code(run: Path, berries: Path, tmp_path: Pa
     assert "Missing argument" in _run_command("add-class", run, "Plum", code=2)[1]
     shutil.rmtree(cache_folder() / "learnt")
     assert "train again" in _run_command("add-class", run, "Plum", berries, code=1)[1]
+
+
+# --- trust ----------------------------------------------------------------------------------------------------------
+
+
+def _check_against_own_trust(run: Path, photos: list[Path]) -> None:
+    """The graph says of photos what numpy does with the head, the bank and the manifest."""
+    from safetensors.numpy import load_file
+
+    bundle = load_bundle(run)
+    pixels = np.array([bundle.preprocessing.read(photo.read_bytes()) for photo in photos])
+    outputs = bundle.engine.run(pixels)
+    logits = Head(**load_file(run / HEAD_NAME), l2=0).score(outputs["features"])
+    np.testing.assert_allclose(outputs["probabilities"], bundle.trust.to_probabilities(logits), atol=1e-5)
+    strangeness = bundle.trust.measure_strangeness(outputs["features"], logits)
+    assert strangeness is not None
+    np.testing.assert_allclose(outputs["unknown"], strangeness, atol=2e-4)
+    assert np.ptp(strangeness) > 0.1
+
+
+@pytest.fixture
+def promised(promising: TrainResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Copy of a run that makes promises, with a cache of its own."""
+    shutil.copytree(cache_folder() / "learnt", tmp_path / "cache" / "learnt")
+    monkeypatch.setenv("POMONA_CACHE", str(tmp_path / "cache"))
+    return Path(shutil.copytree(promising.bundle.folder, tmp_path / "run"))
+
+
+@pytest.mark.parametrize("name", ["Strawberry", "Grapes"])
+def test_what_was_unknown_is_known_once_it_is_taught(
+    promised: Path, promising: TrainResult, strangers: Path, name: str
+) -> None:
+    photos = sorted(strangers.rglob(f"{name}_*.jpg"))
+    own = [photo.path for photo in promising.dataset.photos]
+    before = load_bundle(promised)
+    assert before.bank is not None
+    unknown = [answer.unknown for answer in before.predict(photos)]
+    assert np.mean(unknown) > 0.8
+    bundle = add_class(promised, f"Berry/{name}", photos[:12]).bundle
+    assert bundle.bank is not None
+    assert (bundle.promise, bundle.trust.link) == (before.promise, before.trust.link)
+    assert bundle.bank.names[-12:] == tuple(photo.name for photo in photos[:12])
+    assert len(bundle.bank.names) == len(before.bank.names) + 12
+    paths = [bundle.tree.paths[label] for label in bundle.bank.bank.labels]
+    assert paths[-12:] == [("Berry", name)] * 12
+    assert paths[:-12] == [before.tree.paths[label] for label in before.bank.bank.labels]
+    answers = list(bundle.predict(photos[12:]))
+    assert np.mean([answer.unknown for answer in answers]) < 0.3
+    assert np.mean([answer.label == name for answer in answers]) > 0.8
+    assert np.mean([answer.unknown for answer in bundle.predict(own)]) < 0.1
+    _check_against_own_trust(promised, photos + own[:12])
+    after = remove_class(promised, name).bundle
+    assert after.bank is not None
+    assert after.bank.names == before.bank.names
+    np.testing.assert_array_equal(after.bank.bank.vectors, before.bank.bank.vectors)
+    np.testing.assert_array_equal(after.bank.bank.labels, before.bank.bank.labels)
+    assert [answer.unknown for answer in after.predict(photos)] == unknown
+
+
+def test_a_class_that_was_forgotten_leaves_the_bank(promised: Path, promising: TrainResult) -> None:
+    label = promising.dataset.tree.names[2]
+    bundle = remove_class(promised, label).bundle
+    assert bundle.bank is not None
+    n_left = sum(photo.split == "train" and photo.label != 2 for photo in promising.dataset.photos)
+    assert len(bundle.bank.names) == n_left == len(bundle.learnt_from)
+    assert sorted(set(bundle.bank.bank.labels.tolist())) == [0, 1, 2, 3]
+    forgotten = [photo.path for photo in promising.dataset.photos if photo.label == 2]
+    kept = [photo.path for photo in promising.dataset.photos if photo.label != 2]
+    _check_against_own_trust(promised, [*forgotten[:10], *kept[:20]])
+    assert all(answer.label != label for answer in bundle.predict(forgotten))
+
+
+def test_a_bundle_of_an_older_format_has_nothing_to_renew(promised: Path) -> None:
+    """Nothing that it would have to learn on is in the cache, and so it is refused, not half changed."""
+    golden = Path(__file__).parent / "golden" / "bundle-v3"
+    run = Path(shutil.copytree(golden, promised.parent / "golden"))
+    with pytest.raises(BundleError):
+        add_class(run, "Kiwi", run)
+    assert hash_file(run / MODEL_NAME) == hash_file(golden / MODEL_NAME)

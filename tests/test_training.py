@@ -89,16 +89,30 @@ def test_without_parts_a_fifth_is_kept_apart(trained: TrainResult) -> None:
     assert [level.name for level in trained.evaluation.levels] == ["level 1", "class"]
     assert trained.dataset.tree.paths == (NAMES["Banana"], NAMES["Lemon"], NAMES["Orange"])
     looked = ["look", "compare", "split"]
-    assert [stage.name for stage in trained.stages] == ["read", "plan", "features", *looked, "fit", "evaluate", "save"]
-    assert trained.notes == ("Measured on 6 photos only, so the intervals are wide.",)
+    assert [stage.name for stage in trained.stages] == [
+        "read",
+        "plan",
+        "features",
+        *looked,
+        "fit",
+        "trust",
+        "evaluate",
+        "save",
+    ]
+    assert trained.notes == (
+        "What is promised rests on 18 groups of photos only: photos of another day may show it to be wrong.",
+        "No answer can be promised to be right in 95 of 100; none is called sure.",
+        "Measured on 6 photos only, so the intervals are wide.",
+    )
 
 
-def test_val_part_is_measured_and_chosen_on_and_that_is_said(rendered: Path, tmp_path: Path) -> None:
+def test_val_part_is_measured_and_not_chosen_on(rendered: Path, tmp_path: Path) -> None:
     _place(rendered, tmp_path / "data" / "train", range(1, 6))
     _place(rendered, tmp_path / "data" / "val", range(6, 9))
     result = _train(tmp_path / "data", tmp_path / "run")
     assert (result.evaluated_on, result.evaluation.n) == ("photos of the val part", 9)
-    assert "chosen on the same val photos" in result.notes[0]
+    assert not any("chosen on" in note for note in result.notes)
+    assert len(_read_csv(tmp_path / "run" / "results.csv")) == len(RIDGE_STRENGTHS)  # chosen by folds of train
     assert {Path(row["file_name"]).parts[0] for row in _read_csv(tmp_path / "run" / "predictions.csv")} == {"val"}
 
 
@@ -422,7 +436,8 @@ def _answer_again(result: TrainResult, data: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (2, size_px, size_px, 3), np.uint8)
     outputs = bundle.whole_engine.run(pixels)
     head = Head(**load_file(bundle.folder / HEAD_NAME), l2=0)
-    np.testing.assert_allclose(outputs["probabilities"], head.predict_proba(outputs["features"]), atol=1e-5)
+    probabilities = bundle.trust.to_probabilities(head.score(outputs["features"]))
+    np.testing.assert_allclose(outputs["probabilities"], probabilities, atol=1e-5)
 
 
 def test_a_frozen_network_of_another_package_is_learnt_on(rendered: Path, tmp_path: Path) -> None:
@@ -773,3 +788,79 @@ def test_killed_run_leaves_the_old_one_or_a_whole_new_one(rendered: Path, traine
     result = _train(rendered, output)
     assert hash_file(output / MODEL_NAME) == hash_file(trained.bundle.folder / MODEL_NAME)
     assert np.isfinite(result.evaluation.accuracy.value)
+
+
+# --- trust ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_says_how_far_it_can_be_trusted(promising: TrainResult) -> None:
+    folder = promising.bundle.folder
+    rows = _read_csv(folder / "predictions.csv")
+    columns = "file_name label predicted score second second_score correct answer sure unknown strangeness"
+    assert list(rows[0]) == columns.split()
+    manifest = promising.bundle.manifest
+    assert manifest.trust is not None
+    assert manifest.trust.promise is not None
+    assert manifest.trust.unknown is not None
+    assert (manifest.trust.promise.share, manifest.provenance["option_promise"]) == (0.8, 0.8)
+    assert promising.evidence is not None
+    assert manifest.trust.unknown.kind == max(promising.evidence.candidates, key=lambda one: one[1])[0]
+    n_learnt = sum(photo.split == "train" for photo in promising.dataset.photos)
+    assert manifest.trust.promise.n == n_learnt
+    assert promising.bundle.bank is not None
+    learnt = [photo.name for photo in promising.dataset.photos if photo.split == "train"]
+    assert sorted(promising.bundle.bank.names) == sorted(learnt)
+    bundle = load_bundle(folder)
+    data = {photo.name: photo for photo in promising.dataset.part("val").photos}
+    for row, said in zip(rows, bundle.predict([data[row["file_name"]].path for row in rows]), strict=True):
+        assert said.answer is not None
+        assert (row["answer"], row["sure"], row["unknown"]) == (
+            *(said.answer.label, str(int(bool(said.sure))), str(int(said.unknown))),
+        )
+        assert float(row["strangeness"]) == pytest.approx(said.strangeness, abs=1e-4)
+    assert {row["sure"] for row in rows} <= {"0", "1"}
+
+
+def test_a_second_run_from_the_cache_gives_the_same_trust(rendered: Path, trained: TrainResult, tmp_path: Path) -> None:
+    again = _train(rendered, tmp_path / "run")
+    assert again.bundle.manifest.trust == trained.bundle.manifest.trust
+    assert again.evidence is not None
+    assert trained.evidence is not None
+    assert again.evidence.to_dict() == trained.evidence.to_dict()
+    for name in (MODEL_NAME, "bank.safetensors", "predictions.csv"):
+        assert hash_file(again.bundle.folder / name) == hash_file(trained.bundle.folder / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("promise", (0, 1, -0.1, 95), "promise: wanted a share between 0 and 1, got"),
+        ("turn_away", (0, 1, 5), "turn-away: wanted a share between 0 and 1, got"),
+        ("folds", (1, 51), "wanted 2 to 50 folds and 1 to 20 repeats, got"),
+        ("repeats", (0, 21), "wanted 2 to 50 folds and 1 to 20 repeats, got"),
+    ],
+)
+def test_what_cannot_be_promised_is_refused(name: str, values: tuple[float, ...], message: str) -> None:
+    for value in values:
+        with pytest.raises(OptionError, match=message):
+            TrainOptions(**{"data": Path("x"), name: value})
+
+
+def test_photos_of_one_scene_a_class_promise_nothing(rendered: Path, tmp_path: Path) -> None:
+    """Then probabilities come from the head alone, and nothing is unknown."""
+    lines = ["file_name,label,split,group"]
+    for name, place in RENDERED.items():
+        for number in range(1, 9):
+            split, group = ("train", name) if number < 5 + len(name) % 2 else ("val", f"{name} {number}")
+            lines.append(f"{rendered / place / name}_{number:04}.jpg,{place},{split},{group}")
+    (tmp_path / "photos.csv").write_text("\n".join(lines), encoding="utf-8")
+    result = _train(tmp_path / "photos.csv", tmp_path / "run")
+    bundle = load_bundle(tmp_path / "run")
+    assert result.evidence is None
+    assert bundle.manifest.trust is not None
+    assert (bundle.promise, bundle.manifest.trust.unknown) == (None, None)
+    assert any("No photos could be held out" in note for note in result.notes)
+    assert "unknown" not in bundle.engine.outputs
+    (answer,) = bundle.predict([rendered / RENDERED["Lemon"] / "Lemon_0001.jpg"])
+    assert (answer.answer, answer.sure, answer.unknown) == (answer.top[0], None, False)
+    assert {(row["sure"], row["unknown"]) for row in _read_csv(tmp_path / "run" / "predictions.csv")} == {("", "0")}

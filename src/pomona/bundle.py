@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pomona.backbone import Preprocessing
 from pomona.class_names import ClassName
@@ -188,6 +188,12 @@ class UnknownEntry(_Strict):
         if kind not in CANDIDATES:
             raise ValueError(f"wanted one of {[list(one) for one in CANDIDATES]}, got {list(kind)}")
         return kind
+
+    @model_validator(mode="after")
+    def _require_scales(self) -> UnknownEntry:
+        if not len(self.kind) == len(self.middles) == len(self.spreads):
+            raise ValueError(f"wanted as many middles and spreads as measures, {len(self.kind)}")
+        return self
 
 
 class PromiseEntry(_Strict):
@@ -608,7 +614,9 @@ def load_bundle(folder: str | Path, *, n_workers: int | None = None) -> Bundle:
     """
     folder = Path(folder)
     manifest = parse_manifest(folder)
-    if missing := {MODEL_NAME, HEAD_NAME} - manifest.files.keys():
+    unknown = manifest.trust and manifest.trust.unknown
+    needed = {MODEL_NAME, HEAD_NAME, *([BANK_NAME] if unknown and needs_bank(unknown.kind) else ())}
+    if missing := needed - manifest.files.keys():
         raise BundleDamagedError(f"{folder / MANIFEST_NAME} is damaged: files: it does not name {min(missing)}")
     for tuned in filter(None, (one.tuned for one in manifest.embedding.backbones)):
         if manifest.files.get(TUNED_NAME) != tuned.sha256:

@@ -31,7 +31,8 @@ class Nodes:
     Parameters
     ----------
     paths : tuple of tuple of str, (M,)
-        The C classes first, in the order of the tree; then the nodes above them.
+        The C classes first, in the order of the tree; then the nodes above them but those that hold every class: who is
+        told that it is fruit among fruit learns nothing.
     member : ndarray of shape (C, M), bool
         Whether a class is, or is below, a node.
     """
@@ -49,10 +50,12 @@ class Nodes:
         >>> Nodes.of(ClassTree.from_paths(["Apple/Gala", "Apple/Fuji", "Kiwi"])).paths
         (('Apple', 'Fuji'), ('Apple', 'Gala'), ('Kiwi',), ('Apple',))
         """
-        above = {path[:depth]: None for path in tree.paths for depth in range(1, len(path))}
+        # The deepest first: of nodes that hold the same classes, that one says most.
+        above = {path[:depth]: None for path in tree.paths for depth in range(len(path) - 1, 0, -1)}
         paths = (*tree.paths, *(path for path in above if path not in tree.paths))
         member = np.array([[leaf[: len(path)] == path for path in paths] for leaf in tree.paths])
-        return cls(paths, member)
+        kept = [i for i in range(len(paths)) if i < len(tree) or not member[:, i].all()]
+        return cls(tuple(paths[i] for i in kept), member[:, kept])
 
     @cached_property
     def sizes(self) -> NDArray[np.intp]:
@@ -62,7 +65,8 @@ class Nodes:
     @cached_property
     def top(self) -> NDArray[np.intp]:
         """Nodes that no other is above."""
-        return np.array([i for i, path in enumerate(self.paths) if len(path) == 1])
+        below = [any(path[:depth] in self.paths for depth in range(1, len(path))) for path in self.paths]
+        return np.flatnonzero(~np.array(below))
 
     def weigh(self, probabilities: NDArray[np.floating]) -> NDArray[np.float32]:
         """Probabilities (N, M) of the nodes from those (N, C) of the classes."""
@@ -143,13 +147,13 @@ def trade_off(
         chosen, sure = nodes.choose(shares, float(least))
         exact = sure & (chosen < len(nodes.member))
         right = float(counts @ (sure & nodes.member[labels, chosen]))
-        n_sure = float(counts @ sure)
+        n_exact, n_sure = (min(1.0, float(counts @ some)) for some in (exact, sure))  # a sum may come out above 1
         found.append(
             Trade(
                 float(least),
-                float(counts @ exact),
-                n_sure - float(counts @ exact),
-                max(0.0, 1 - n_sure),
+                n_exact,
+                max(0.0, n_sure - n_exact),
+                1 - n_sure,
                 min(1.0, right / n_sure) if n_sure > 0 else 1.0,
             )
         )

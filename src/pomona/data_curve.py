@@ -97,7 +97,7 @@ def forecast_twice(n_per_class: Sequence[float], drawn: NDArray[np.floating]) ->
     slopes = (errors - errors.mean(axis=1, keepdims=True)) @ (steps - middle) / np.square(steps - middle).sum()
     slopes = np.clip(slopes, -_LARGEST_POWER, 0)
     # From the last point on: where the law bends, that is the one that counts.
-    ahead = 1 - np.exp(errors[:, -1] + slopes * np.log(2))
+    ahead = np.maximum(1 - np.exp(errors[:, -1] + slopes * np.log(2)), drawn[:, -1])  # nothing is below what there is
     low, high = np.quantile(ahead[1:], [0.025, 0.975]) if len(ahead) > 1 else (ahead[0], ahead[0])
     found = float(ahead[0])
     return found, min(found, float(low)), max(found, float(high))

@@ -205,7 +205,7 @@ def fit_temperature(
         return float((values if shares_of is None else values * shares_of).mean(dtype=np.float64))
 
     gaps = (scores - scores.max(axis=1, keepdims=True)).astype(np.float32)
-    blur = 1 / (len(labels) + 1)
+    blur = 1 / ((len(labels) if weights is None else float(np.sum(weights))) + 1)
     wanted = (1 - blur) * gaps[np.arange(len(labels)), labels] + blur * gaps.mean(axis=1)
     low, high, scale = 1e-3, 1e3, 1 / DEFAULT_TEMPERATURE
     for _ in range(60):

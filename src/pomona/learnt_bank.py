@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 BANK_NAME = "bank.safetensors"
 
+_HALF = (1e-3, 65504.0)  # largest number of sketches that half precision is good for, from and to
+_KINDS = {"F16": "<f2", "F32": "<f4", "I64": "<i8", "U8": "u1"}
+
 
 @dataclass(frozen=True, eq=False)
 class LearntBank:
@@ -80,19 +83,27 @@ class LearntBank:
 
 
 def round_sketches(sketches: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Numbers that half precision holds."""
-    return sketches.astype(np.float16).astype(np.float32)
+    """Numbers that half precision holds; as they are where they are too large or too small for it."""
+    largest = float(np.abs(sketches).max(initial=0))
+    return sketches.astype(np.float16).astype(np.float32) if _HALF[0] < largest < _HALF[1] else sketches
 
 
 def save_bank(learnt: LearntBank) -> bytes:
-    """Content of the file: ``vectors`` (N, K) float16, ``labels`` (N,) int64, ``names`` as UTF-8 JSON in uint8."""
+    """Content of the file.
+
+    It holds ``vectors`` (N, K), float16 or where that would change them float32, ``labels`` (N,) int64, and ``names``
+    as UTF-8 JSON in uint8.
+    """
     try:
         from safetensors.numpy import save
     except ImportError as error:
         raise MissingPackageError("safetensors", "train", "to write a bundle") from error
     names = json.dumps(list(learnt.names), ensure_ascii=True).encode("ascii")
+    vectors = learnt.bank.vectors
+    with np.errstate(over="ignore"):
+        half = vectors.astype(np.float16)
     tensors: dict[str, NDArray[Any]] = {
-        "vectors": learnt.bank.vectors.astype(np.float16),
+        "vectors": half if np.array_equal(half.astype(np.float32), vectors) else vectors,
         "labels": learnt.bank.labels.astype(np.int64),
         "names": np.frombuffer(names, np.uint8),
     }
@@ -104,22 +115,15 @@ def load_bank(folder: Path) -> LearntBank:
 
     Raises
     ------
-    MissingPackageError
-        If safetensors is not installed.
     BundleDamagedError
         If the file is missing or its parts are not of one whole.
     """
-    try:
-        from safetensors import SafetensorError
-        from safetensors.numpy import load
-    except ImportError as error:
-        raise MissingPackageError("safetensors", "train", "to read what was learnt") from error
     path = folder / BANK_NAME
     try:
-        tensors = load(path.read_bytes())
+        tensors = _read_tensors(path.read_bytes())
         vectors, labels = tensors["vectors"].astype(np.float32), tensors["labels"].astype(np.intp)
         names = tuple(str(name) for name in json.loads(tensors["names"].tobytes()))
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError) as error:
         raise BundleDamagedError(f"{path}: wanted what was learnt, got: {error}") from error
     if vectors.ndim != 2 or labels.shape != vectors.shape[:1] or len(names) != len(labels):
         raise BundleDamagedError(
@@ -127,3 +131,15 @@ def load_bank(folder: Path) -> LearntBank:
             f"{len(names)}"
         )
     return LearntBank(Bank(vectors, labels), names)
+
+
+def _read_tensors(content: bytes) -> dict[str, NDArray[Any]]:
+    """Arrays of a safetensors file by name, without its package: who only evaluates need not have it."""
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:start])
+    return {
+        name: np.frombuffer(
+            content[start:][slice(*header[name]["data_offsets"])], _KINDS[header[name]["dtype"]]
+        ).reshape(header[name]["shape"])
+        for name in ("vectors", "labels", "names")
+    }

@@ -40,6 +40,7 @@ CANDIDATES: tuple[tuple[str, ...], ...] = (
 _AXES = 64  # of the subspace whose residual is taken
 _STEADY = 1.0  # share of the mean variance that each direction is given more
 _EPSILON = 1e-12
+_MARGIN = 1e-5  # over the strangest photo that is kept, or it would be unknown: 0.5 is
 
 
 @dataclass(frozen=True, eq=False)
@@ -309,7 +310,7 @@ def fit_scales(parts: Sequence[NDArray[np.float32]]) -> tuple[tuple[float, ...],
 def fit_threshold(
     sums: NDArray[np.floating], turned_away: float, *, n_groups: int, weights: NDArray[np.floating] | None = None
 ) -> float:
-    """Sum that no more than a share of known photos is above; one group more is counted, above any.
+    """Sum that no more than a share of known photos is at or above; one group more is counted, above any.
 
     Parameters
     ----------
@@ -324,17 +325,16 @@ def fit_threshold(
 
     Examples
     --------
-    >>> fit_threshold(np.arange(100.0), 0.05, n_groups=100)
+    >>> round(fit_threshold(np.arange(100.0), 0.05, n_groups=100), 2)
     95.0
     """
     order = np.argsort(sums, kind="stable")
     shares = np.full(len(sums), 1 / len(sums)) if weights is None else np.asarray(weights)[order] / np.sum(weights)
     wanted = (1 - turned_away) * (1 + 1 / n_groups)
     place = int(np.searchsorted(np.cumsum(shares), wanted - 1e-9))
-    if place < len(sums):
-        return float(np.asarray(sums)[order[place]])
-    # Too few groups to say where such a share begins: beyond all that were seen, by as much as they are spread.
-    return float(np.max(sums) + np.std(sums))
+    # With too few groups to say where such a share begins: beyond all that were seen, by as much as they are spread.
+    least = float(np.asarray(sums)[order[place]] if place < len(sums) else np.max(sums) + np.std(sums))
+    return least + _MARGIN * max(1.0, abs(least))
 
 
 def measure_auroc(known: NDArray[np.floating], strange: NDArray[np.floating]) -> float:
@@ -432,7 +432,7 @@ def write_detector(
 
     last = constant(np.array([1]))
     asked = moved = ""
-    if detector.bank is not None:
+    if detector.bank is not None and needs_bank(detector.kind):
         asked = _write_sketch(add, constant, features, dim)
         measures = fit_measures(detector.bank)
         moved = add("Sub", [asked, constant(measures.mean)])

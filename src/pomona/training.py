@@ -110,6 +110,16 @@ class TrainOptions(TuneOptions):
         How much is looked for in the photos before. With ``none``, only identical files stay together in the split.
     enhance : str
         What is done to photos before they are learnt or predicted, such as ``white-balance,clahe``.
+    promise : float
+        Share of sure answers to be right, and of shortlists to hold the right class, 0-1.
+    turn_away : float
+        Share of known photos that may be answered "unknown", 0-1.
+    folds : int
+        Parts that photos learnt from are held out in, 2 to 50.
+    repeats : int
+        How often these are drawn, 1 to 20.
+    language : {"en", "zh"}
+        Of the report.
     workers : int, optional
         Threads for decoding and the network; every core where not given.
     names : Path, optional

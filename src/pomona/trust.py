@@ -638,8 +638,8 @@ def note_trust(trust: Trust, evidence: Evidence | None) -> tuple[str, ...]:
     """What a reader must know of the promises."""
     if evidence is None or trust.promise is None:
         note = (
-            "Photos of each class are of one scene, so none could be held out: probabilities are not calibrated, "
-            "nothing is answered 'unknown', and nothing is promised."
+            "No photos could be held out to see how far answers can be trusted, as those of each class are of one "
+            "scene or a network was trained on them: nothing is answered 'unknown', and nothing is promised."
         )
         return (note,)
     notes = []

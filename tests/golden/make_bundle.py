@@ -1,6 +1,6 @@
 """Make a small golden bundle of each format, their photos, and what they must answer for them.
 
-In: nothing. Out: bundle-v1/ to bundle-v3/, photos/ and bundle-v?-expected.json beside this file.
+In: nothing. Out: bundle-v1/ to bundle-v4/, photos/ and bundle-v?-expected.json beside this file.
 Why: every later version must load these folders and answer the same. So nothing here uses Pomona: the networks are
 written node by node, the manifests and their checksums as docs/bundle-format.md has them, and the answers come from
 numpy. The networks are toys with every kind of node that a real one of their format has.
@@ -383,6 +383,179 @@ def make_bundle_v3(photos: dict[str, bytes]) -> tuple[dict[str, bytes], dict[str
     return files, {name: answer(weights.astype(float) @ vector + bias) for name, vector in features.items()}
 
 
+# --- format 4: averages of two halves; what was learnt finds the unknown, and answers keep a promise ------------------
+
+DIM_V4, BENT_WIDTH, SHARPNESS = 6, 0.5, 1.25
+NAMES_V4 = [
+    {"name_en": "Red apple", "name_zh": "红苹果", "plu": "4016", "extra": {"shelf": "3"}},
+    {"name_en": "Granny Smith", "name_zh": None, "plu": "4017", "extra": {}},
+    {"name_en": None, "name_zh": None, "plu": None, "extra": {}},
+]
+LEARNT_V4 = ("red.png", "green.png", "yellow.jpg")
+KIND_V4, MIDDLES_V4, SPREADS_V4, THRESHOLD_V4 = ("nearest", "energy"), (0.05, -2.5), (0.1, 0.5), 3.0
+LEAST_ANSWER, LEAST_SHORTLIST = 0.98, 0.2
+MANIFEST_V4 = {
+    "format": 4,
+    "pomona_version": "0.3.0",
+    "created": "2026-11-27T00:00:00+00:00",
+    "classes": [one | names for one, names in zip(MANIFEST_V1["classes"], NAMES_V4, strict=True)],
+    "preprocessing": MANIFEST_V3["preprocessing"] | {"enhance": [], "crop_share": 1.0, "fit": "squash"},
+    "embedding": {
+        "pooling": "average",
+        "mirrored": False,
+        "precision": "f32",
+        "backbones": [BACKBONE | {"tuned": None}],
+    },
+    "trust": {
+        "link": {"width": BENT_WIDTH, "sharpness": SHARPNESS},
+        "unknown": {
+            "kind": KIND_V4,
+            "middles": MIDDLES_V4,
+            "spreads": SPREADS_V4,
+            "threshold": THRESHOLD_V4,
+        },
+        "promise": {
+            "share": 0.95,
+            "least_answer": LEAST_ANSWER,
+            "least_shortlist": LEAST_SHORTLIST,
+            "turned_away": 0.05,
+            "n": 60,
+            "n_groups": 40,
+        },
+    },
+    "provenance": {"n_train": 3, "accuracy": 1.0, "option_data": "水果", "option_promise": 0.95},
+}
+
+
+def make_network_v4(weights: np.ndarray, bias: np.ndarray, bank: np.ndarray) -> bytes:
+    """Pixels (N, 32, 32, 3) uint8 to probabilities (N, 3), features (N, 6) and unknown (N,)."""
+    unit = bank / np.linalg.norm(bank, axis=1, keepdims=True)
+    constants: dict[str, object] = {
+        "offset": np.array(OFFSET_V3, np.float32)[:, None, None],
+        "scale": (1 / np.array(SCALE_V3)).astype(np.float32)[:, None, None],
+        "flat": np.array([0, DIM_V4]),
+        "head_weights": weights,
+        "head_bias": bias,
+        "trust/width": np.float32(BENT_WIDTH),
+        "trust/sharpness": np.float32(SHARPNESS),
+        "trust/bank": unit.T.astype(np.float32),
+        "trust/last": np.array([1]),
+        "trust/tiny": np.float32(1e-12),
+        "trust/one": np.float32(1),
+        "trust/less": np.float32(-THRESHOLD_V4),
+        **{f"trust/middle{i}": np.float32(value) for i, value in enumerate(MIDDLES_V4)},
+        **{f"trust/spread{i}": np.float32(value) for i, value in enumerate(SPREADS_V4)},
+    }
+    steps = [
+        ("Cast", ["pixels"], "float", {"to": TensorProto.FLOAT}),
+        ("Transpose", ["float"], "planes", {"perm": [0, 3, 1, 2]}),
+        ("Sub", ["planes", "offset"], "centred", {}),
+        ("Mul", ["centred", "scale"], "scaled", {}),
+        ("AveragePool", ["scaled"], "halves", {"kernel_shape": [16, 32], "strides": [16, 32]}),
+        ("Transpose", ["halves"], "upper_first", {"perm": [0, 2, 3, 1]}),
+        ("Reshape", ["upper_first", "flat"], "features", {}),
+        ("Gemm", ["features", "head_weights", "head_bias"], "logits", {"transB": 1}),
+        ("Div", ["logits", "trust/width"], "narrow", {}),
+        ("Asinh", ["narrow"], "bent", {}),
+        ("Mul", ["bent", "trust/sharpness"], "linked", {}),
+        ("Softmax", ["linked"], "probabilities", {"axis": 1}),
+        ("ReduceL2", ["features", "trust/last"], "norm", {"keepdims": 1}),
+        ("Max", ["norm", "trust/tiny"], "length", {}),
+        ("Div", ["features", "length"], "unit", {}),
+        ("MatMul", ["unit", "trust/bank"], "likeness", {}),
+        ("ReduceMax", ["likeness", "trust/last"], "most", {"keepdims": 0}),
+        ("Sub", ["trust/one", "most"], "part0", {}),
+        ("ReduceLogSumExp", ["linked", "trust/last"], "sum", {"keepdims": 0}),
+        ("Neg", ["sum"], "part1", {}),
+    ]
+    total = "trust/less"
+    for i in range(2):
+        steps += [
+            ("Sub", [f"part{i}", f"trust/middle{i}"], f"moved{i}", {}),
+            ("Div", [f"moved{i}", f"trust/spread{i}"], f"measure{i}", {}),
+            ("Add", [total, f"measure{i}"], f"total{i}", {}),
+        ]
+        total = f"total{i}"
+    steps.append(("Sigmoid", [total], "unknown", {}))
+    graph = helper.make_graph(
+        [helper.make_node(kind, inputs, [output], **options) for kind, inputs, output, options in steps],
+        "pomona",
+        [helper.make_tensor_value_info("pixels", TensorProto.UINT8, ("N", SIZE_PX, SIZE_PX, 3))],
+        [
+            helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ("N", len(CLASSES))),
+            helper.make_tensor_value_info("features", TensorProto.FLOAT, ("N", DIM_V4)),
+            helper.make_tensor_value_info("unknown", TensorProto.FLOAT, ("N",)),
+        ],
+        initializer=[numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    return helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9, producer_name="pomona"
+    ).SerializeToString()
+
+
+def embed_v4(photo: bytes) -> np.ndarray:
+    """Features (6,) of a photo, in float64."""
+    pixels = np.asarray(open_at_fraction(photo).resize((SIZE_PX, SIZE_PX), Image.Resampling.BICUBIC), np.float64)
+    scaled = (pixels - np.array(OFFSET_V3)) / SCALE_V3
+    return np.concatenate([half.mean(axis=(0, 1)) for half in np.split(scaled, 2)])
+
+
+def answer_v4(features: np.ndarray, logits: np.ndarray, bank: np.ndarray) -> dict[str, object]:
+    """What a bundle of format 4 must say: also how strange the photo is, what is answered, and the shortlist."""
+    linked = np.arcsinh(logits / BENT_WIDTH) * SHARPNESS
+    shares = np.exp(linked) / np.exp(linked).sum()
+    unit = bank.astype(np.float64) / np.linalg.norm(bank.astype(np.float64), axis=1, keepdims=True)
+    nearest = 1 - (unit @ features / np.linalg.norm(features)).max()
+    parts = (nearest, -math.log(np.exp(linked).sum()))
+    total = sum((part - m) / s for part, m, s in zip(parts, MIDDLES_V4, SPREADS_V4, strict=True)) - THRESHOLD_V4
+    strangeness = 1 / (1 + math.exp(-total))
+    best = int(shares.argmax())
+    nodes = {"Apple": float(shares[0] + shares[1]), "Tropical": float(shares[2])}
+    if strangeness >= 0.5:
+        said, sure = "unknown", False
+    elif shares[best] >= LEAST_ANSWER:
+        said, sure = CLASSES[best][0], True
+    else:
+        said = max(nodes, key=lambda node: nodes[node])
+        sure = nodes[said] >= LEAST_ANSWER
+    order = np.argsort(-shares)
+    listed = [int(c) for c in order if shares[c] >= LEAST_SHORTLIST] or [best]
+    return answer(linked) | {
+        "strangeness": round(strangeness, 9),
+        "unknown": strangeness >= 0.5,
+        "answer": said,
+        "sure": sure,
+        "shortlist": [CLASSES[c][0] for c in listed],
+    }
+
+
+def make_bundle_v4(photos: dict[str, bytes]) -> tuple[dict[str, bytes], dict[str, object]]:
+    """Files of the bundle of format 4, and what it must answer; its head is made from three of the photos."""
+    features = {name: embed_v4(data) for name, data in photos.items()}
+    learnt = np.stack([features[name] for name in LEARNT_V4])
+    weights = (0.6 * (learnt - learnt.mean(axis=0))).astype(np.float32)
+    bias = -(weights.astype(np.float64) @ learnt.mean(axis=0)).astype(np.float32)
+    bank = learnt.astype(np.float16).astype(np.float32)
+    hashes = sorted(hashlib.sha256(photos[name]).hexdigest() for name in LEARNT_V4)
+    listed = json.dumps([f"水果/{name}" for name in LEARNT_V4]).encode("ascii")
+    files = {
+        "model.onnx": make_network_v4(weights, bias, bank),
+        "head.safetensors": save({"weights": weights, "bias": bias}),
+        "train_photos.txt": "".join(f"{one}\n" for one in hashes).encode("ascii"),
+        "bank.safetensors": save(
+            {
+                "vectors": bank.astype(np.float16),
+                "labels": np.arange(3, dtype=np.int64),
+                "names": np.frombuffer(listed, np.uint8),
+            }
+        ),
+    }
+    files["pomona.json"] = write_manifest(MANIFEST_V4, files)
+    return files, {
+        name: answer_v4(vector, weights.astype(float) @ vector + bias, bank) for name, vector in features.items()
+    }
+
+
 def make_photos() -> dict[str, bytes]:
     """Plain and transparent PNG, JPEG, a JPEG that stands on its head, and one large enough for half of it to do."""
     ramp = np.linspace(0, 1, 40)[:, None, None] * np.ones((1, 48, 1))
@@ -437,7 +610,12 @@ def main() -> None:
         if not (HERE / "photos" / name).exists():
             (HERE / "photos" / name).write_bytes(data)
     photos = {name: (HERE / "photos" / name).read_bytes() for name in make_photos()}
-    makers = {"bundle-v1": make_bundle_v1, "bundle-v2": make_bundle_v2, "bundle-v3": make_bundle_v3}
+    makers = {
+        "bundle-v1": make_bundle_v1,
+        "bundle-v2": make_bundle_v2,
+        "bundle-v3": make_bundle_v3,
+        "bundle-v4": make_bundle_v4,
+    }
     for name, make in makers.items():
         if (HERE / name).exists():
             continue
