@@ -168,11 +168,15 @@ def test_manifest_keys_are_those_of_the_format(outputs: dict[str, str], home: Pa
     wanted |= {f"classes[].{inner}" for inner in manifest["classes"][0]}
     wanted |= {f"embedding.backbones[].{inner}" for inner in manifest["embedding"]["backbones"][0]}
     wanted |= {f"embedding.backbones[].tuned.{inner}" for inner in TunedEntry.model_fields}
+    trust = manifest["trust"]
+    wanted |= {"trust.unknown", "trust.unknown.kind", "trust.promise"}  # two more keys stand in the row of the first
+    assert trust["unknown"].keys() == {"kind", "middles", "spreads", "threshold"}
+    wanted |= {f"trust.{key}.{inner}" for key in ("link", "promise") for inner in trust[key]}
     section = read_document(FORMAT).split("## `pomona.json`")[1].split("\n## ")[0]
     named = []
     for cell in re.findall(r"^\| (`.*?`) \|", section, re.M):
         keys = re.findall(r"`(.+?)`", cell)
-        parent = keys[0].split(".")[0]
+        parent = keys[0].rsplit(".", 1)[0]
         named += [parent + key if key.startswith(".") else key for key in keys]
     assert set(named) == wanted
 

@@ -335,7 +335,7 @@ def test_confused_pairs_and_heat_maps_are_beside_the_photo(tmp_path: Path) -> No
     assert page.count("data:image/jpeg;base64,") == 4
     assert 'alt="is class 0"' in page
     assert 'alt="learned as class 1"' in page
-    assert "the brighter the more" in page
+    assert "what the answer was drawn from, in red" in page
     pairs = re.findall(r"taken for</span> <span class=\"said\"><bdi>(.*?)</bdi>", page)
     assert pairs == ["class 1", "class 2", "class 3", "class 0"]  # the pair with photos is not listed again
 
