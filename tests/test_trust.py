@@ -23,7 +23,6 @@ from pomona.trust import (
     check_promise,
     check_trust,
     measure_baselines,
-    measure_weighted,
     note_trust,
     study_trust,
     weigh_photos,
@@ -216,13 +215,15 @@ def test_no_group_counts_for_more_than_a_fifth_of_its_class(seed: int) -> None:
 def test_a_weighted_share_has_an_interval_of_groups() -> None:
     rng = np.random.default_rng(0)
     hits, groups = np.repeat(rng.random(40) < 0.7, 5), np.repeat(np.arange(40).astype(str), 5)
-    found = measure_weighted(hits, groups, np.ones(200))
+    found = measure_share(hits, groups, weights=np.ones(200))
+    assert found == measure_share(hits, groups)
     assert found.value == pytest.approx(hits.mean())
     assert found.high - found.low > 1.5 * (measure_share(hits).high - measure_share(hits).low)
-    assert measure_weighted(np.ones(20, bool), groups[:20], np.ones(20)).low < 0.6  # of four groups
-    weights = np.where(hits, 1.0, 3.0)
-    uneven = measure_weighted(hits, groups, weights, n=7)
-    assert (uneven.value, uneven.n) == (pytest.approx(hits.sum() / weights.sum()), 7)
+    assert measure_share(np.ones(20, bool), groups[:20], weights=np.ones(20)).low < 0.6  # of four groups
+    weights = np.where(hits, 0.3, 0.9)
+    uneven = measure_share(hits, groups, weights=weights)
+    assert uneven.value == pytest.approx(0.3 * hits.sum() / weights.sum())
+    assert uneven.high - uneven.low >= found.high - found.low  # less to go by
 
 
 # --- photos kept apart ----------------------------------------------------------------------------------------------

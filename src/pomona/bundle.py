@@ -167,14 +167,18 @@ class EmbeddingEntry(_Strict):
     backbones: tuple[BackboneEntry, ...]
 
 
-class LinkEntry(_Strict):
+class _Finite(_Strict):
+    model_config = ConfigDict(allow_inf_nan=False)
+
+
+class LinkEntry(_Finite):
     """`Link` as data."""
 
     width: float | None = Field(gt=0)
     sharpness: float = Field(gt=0)
 
 
-class UnknownEntry(_Strict):
+class UnknownEntry(_Finite):
     """`Detector` as data; what it has learnt is in `BANK_NAME`."""
 
     kind: tuple[str, ...] = Field(min_length=1)
@@ -193,10 +197,12 @@ class UnknownEntry(_Strict):
     def _require_scales(self) -> UnknownEntry:
         if not len(self.kind) == len(self.middles) == len(self.spreads):
             raise ValueError(f"wanted as many middles and spreads as measures, {len(self.kind)}")
+        if min(self.spreads) <= 0:
+            raise ValueError(f"wanted spreads above 0, got {min(self.spreads)}")
         return self
 
 
-class PromiseEntry(_Strict):
+class PromiseEntry(_Finite):
     """`Promise` as data."""
 
     share: float = Field(gt=0, lt=1)

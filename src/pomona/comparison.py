@@ -51,7 +51,7 @@ class Difference:
 
     @property
     def p_value(self) -> float:
-        """Chance of as one-sided a difference if neither were better: McNemar's test, exact, photo by photo."""
+        """Chance of as large a difference, either way, if neither were better: McNemar's exact test, photo by photo."""
         n, least = self.n_better + self.n_worse, min(self.n_better, self.n_worse)
         if not n:
             return 1.0

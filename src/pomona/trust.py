@@ -53,7 +53,7 @@ N_REPEATS = 3
 _LARGEST_SHARE = 0.2  # of its class that a group counts as: no more than a fold would leave out of it
 _CURVE_SHARES = (0.125, 0.25, 0.5, 1.0)
 _N_DRAWN = 400
-_FEW_GROUPS = 50
+_FEW_GROUPS = 100
 
 
 @dataclass(frozen=True)
