@@ -58,7 +58,7 @@ from pomona.parts import list_folds
 from pomona.projection import project_vectors
 from pomona.ridge import fit_ridge
 from pomona.samples import SampleOptions, make_kinds, write_samples
-from process import POMONA, ROOT, describe_machine, measure, write_results
+from process import POMONA, ROOT, describe_machine, measure, read_newest, tabulate, write_readme_table, write_results
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -125,32 +125,9 @@ def main() -> None:
     print(tabulate(rows))
     print(f"\nMeasured on {describe_machine()}.")
     if options.readme:
-        write_readme([row for name in sections for row in sections[name][1](read_newest(name))])
-
-
-def tabulate(rows: Sequence[Row]) -> str:
-    return "\n".join(["| Figure | Goal | Measured |", "|---|---|---|", *(f"| {a} | {b} | {c} |" for a, b, c in rows)])
-
-
-def read_newest(section: str) -> dict:
-    found = sorted(RESULTS.glob(f"*-audit-{section}.json"))
-    if not found:
-        sys.exit(f"--readme: wanted a result of every section, got none of {section}: measure it")
-    return json.loads(found[-1].read_text("utf-8"))
-
-
-def write_readme(rows: Sequence[Row]) -> None:
-    days = sorted(read_newest(name)["when"][:10] for name in ("copies", "growth"))
-    text = f"{tabulate(rows)}\n\nMeasured {days[-1]}: {describe_machine()}."
-    for name in ("README.md", "README.zh.md"):
-        path = ROOT / name
-        if "<!-- audit:begin -->" not in path.read_text("utf-8"):
-            sys.exit(
-                f"--readme: wanted <!-- audit:begin --> and <!-- audit:end --> in {name}, where the table is to go"
-            )
-        head, rest = path.read_text("utf-8").split("<!-- audit:begin -->")
-        tail = rest.split("<!-- audit:end -->")[1]
-        path.write_text(f"{head}<!-- audit:begin -->\n{text}\n<!-- audit:end -->{tail}", "utf-8")
+        rows = [row for name in sections for row in sections[name][1](read_newest(f"audit-{name}"))]
+        day = max(read_newest(f"audit-{name}")["when"][:10] for name in ("copies", "growth"))
+        write_readme_table("audit", f"{tabulate(rows)}\n\nMeasured {day}: {describe_machine()}.")
 
 
 def extract(dataset: Dataset, effort: str = "fast") -> Features:

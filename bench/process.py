@@ -12,6 +12,10 @@ import time
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 ROOT = Path(__file__).parents[1]
 POMONA = [sys.executable, "-m", "pomona"]
@@ -48,3 +52,28 @@ def write_results(claim: str, content: dict) -> None:
     now = datetime.now(UTC)
     content = {"when": now.isoformat(), "machine": describe_machine(), **content}
     (folder / f"{now:%Y%m%d-%H%M%S}-{claim}.json").write_text(json.dumps(content, indent=2))
+
+
+def tabulate(rows: Sequence[tuple[str, str, str]]) -> str:
+    """Figures as a table in Markdown."""
+    return "\n".join(["| Figure | Goal | Measured |", "|---|---|---|", *(f"| {a} | {b} | {c} |" for a, b, c in rows)])
+
+
+def read_newest(claim: str) -> dict:
+    """What was measured last of a claim."""
+    found = sorted((ROOT / "bench" / "results").glob(f"*-{claim}.json"))
+    if not found:
+        sys.exit(f"--readme: wanted a result of {claim}, got none: measure it")
+    return json.loads(found[-1].read_text("utf-8"))
+
+
+def write_readme_table(mark: str, text: str) -> None:
+    """Put a table in its place, between two marks, in both READMEs."""
+    begin, end = f"<!-- {mark}:begin -->", f"<!-- {mark}:end -->"
+    for name in ("README.md", "README.zh.md"):
+        path = ROOT / name
+        content = path.read_text("utf-8")
+        if begin not in content or end not in content:
+            sys.exit(f"--readme: wanted {begin} and {end} in {name}, where the table is to go")
+        head, rest = content.split(begin)
+        path.write_text(f"{head}{begin}\n{text}\n{end}{rest.split(end)[1]}", "utf-8")

@@ -16,7 +16,6 @@ machines are shared: times are the least of several runs, and what is added is m
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import tempfile
@@ -53,7 +52,7 @@ from pomona.trust import (
     study_trust,
     weigh_photos,
 )
-from process import ROOT, describe_machine, write_results
+from process import ROOT, describe_machine, read_newest, tabulate, write_readme_table, write_results
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -62,7 +61,6 @@ if TYPE_CHECKING:
 
 SHARED = Path(os.environ.get("POMONA_SHARED", ROOT.parent / "shared"))
 DATA = SHARED / "data"
-RESULTS = ROOT / "bench" / "results"
 SEEDS = (0, 1, 2)
 N_HALVES, N_SMALL, N_TIMES, N_SIMULATED = 20, 40, 5, 1000
 
@@ -117,29 +115,9 @@ def main() -> None:
     print(tabulate(rows))
     print(f"\nMeasured on {describe_machine()}.")
     if options.readme:
-        write_readme([row for name in sections for row in sections[name][1](read_newest(name))])
-
-
-def tabulate(rows: Sequence[Row]) -> str:
-    return "\n".join(["| Figure | Goal | Measured |", "|---|---|---|", *(f"| {a} | {b} | {c} |" for a, b, c in rows)])
-
-
-def read_newest(section: str) -> dict:
-    found = sorted(RESULTS.glob(f"*-trust-{section}.json"))
-    if not found:
-        sys.exit(f"--readme: wanted a result of every section, got none of {section}: measure it")
-    return json.loads(found[-1].read_text("utf-8"))
-
-
-def write_readme(rows: Sequence[Row]) -> None:
-    text = f"{tabulate(rows)}\n\nMeasured {read_newest('cost')['when'][:10]}: {describe_machine()}."
-    for name in ("README.md", "README.zh.md"):
-        path = ROOT / name
-        if "<!-- trust:begin -->" not in path.read_text("utf-8"):
-            sys.exit(f"--readme: wanted <!-- trust:begin --> and <!-- trust:end --> in {name}")
-        head, rest = path.read_text("utf-8").split("<!-- trust:begin -->")
-        tail = rest.split("<!-- trust:end -->")[1]
-        path.write_text(f"{head}<!-- trust:begin -->\n{text}\n<!-- trust:end -->{tail}", "utf-8")
+        rows = [row for name in sections for row in sections[name][1](read_newest(f"trust-{name}"))]
+        day = read_newest("trust-cost")["when"][:10]
+        write_readme_table("trust", f"{tabulate(rows)}\n\nMeasured {day}: {describe_machine()}.")
 
 
 # --- what all sections stand on ---------------------------------------------------------------------------------------
