@@ -69,6 +69,21 @@ class ClassName:
     extra: Mapping[str, str] = field(default_factory=dict)
 
 
+_KINDS = {
+    **dict.fromkeys(("fruit", "fruits", "水果"), ClassName("Fruit", "水果")),
+    **dict.fromkeys(("vegetable", "vegetables", "蔬菜"), ClassName("Vegetables", "蔬菜")),
+    **dict.fromkeys(("package", "packages", "packaged", "packagedgoods"), ClassName("Packaged goods", "包装食品")),
+    **dict.fromkeys(("citrus", "citrusfruit", "柑橘"), ClassName("Citrus fruit", "柑橘")),
+    **dict.fromkeys(("berry", "berries", "浆果"), ClassName("Berries", "浆果")),
+    **dict.fromkeys(("nut", "nuts", "坚果"), ClassName("Nuts", "坚果")),
+    **dict.fromkeys(("herb", "herbs", "香草"), ClassName("Herbs", "香草")),
+    **dict.fromkeys(("juice", "juices", "果汁"), ClassName("Juice", "果汁")),
+    **dict.fromkeys(("milk", "牛奶"), ClassName("Milk", "牛奶")),
+    **dict.fromkeys(("yoghurt", "yogurt", "酸奶"), ClassName("Yoghurt", "酸奶")),
+}
+"""What nodes above classes are called where they are no produce themselves, by their names folded."""
+
+
 class ClassNames(NamedTuple):
     """Names of the classes of a tree, in its order, and what to know of the table that they come from."""
 
@@ -377,6 +392,17 @@ def find_common_name(path: ClassPath) -> ClassName | None:
         if found:
             return found if all(_agrees(folder, found) for folder in path[:start]) else None
     return None
+
+
+def find_node_name(path: ClassPath) -> ClassName | None:
+    """Look up what people call a node above classes: produce as a class is looked up, or a kind of goods.
+
+    Examples
+    --------
+    >>> find_node_name(("Fruit", "Apple")).name_zh, find_node_name(("Fruit",)).name_zh, find_node_name(("Shelf 7",))
+    ('苹果', '水果', None)
+    """
+    return find_common_name(path) or _KINDS.get(_fold(path[-1]))
 
 
 def _agrees(folder: str, found: ClassName) -> bool:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pomona.class_names import find_common_name
+from pomona.class_names import find_node_name
 from pomona.conformal import Nodes, list_shortlist
 
 if TYPE_CHECKING:
@@ -179,6 +179,6 @@ class Speaker:
     def _name_node(self, node: int, score: float) -> Answer:
         if node < len(self.tree):
             return self._name_class(node, score)
-        common = find_common_name(self.nodes.paths[node])
+        common = find_node_name(self.nodes.paths[node])
         names = (common.name_en, common.name_zh) if common else (None, None)
         return Answer(self._node_names[node], min(1.0, score), *names)
