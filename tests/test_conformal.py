@@ -209,3 +209,14 @@ def test_nothing_can_be_promised_on_no_photos() -> None:
         fit_shortlist(np.ones(0), share=0.9)
     with pytest.raises(DataError, match="wanted photos to find a promise on, got none"):
         fit_answer(np.zeros((0, 4)), np.zeros(0, np.intp), FLAT, share=0.9)
+
+
+def test_a_class_that_others_stand_below_is_itself_alone() -> None:
+    nodes = Nodes.of(ClassTree.from_paths(["Apple", "Apple/Gala", "Kiwi"]))
+    apple, gala = nodes.paths.index(("Apple",)), nodes.paths.index(("Apple", "Gala"))
+    assert apple < 3
+    assert nodes.member[:, apple].sum() == 1
+    shares = np.zeros((1, 3), np.float32)
+    shares[0, [apple, gala]] = 0.5, 0.45
+    (trade,) = trade_off(shares, np.array([gala]), nodes, leasts=np.array([0.9]))
+    assert (trade.share_exact, trade.share_coarse, trade.right) == (0.0, 1.0, 1.0)  # some apple, and that is right

@@ -1008,6 +1008,10 @@ def test_only_photos_that_training_looks_at_are_run_through_the_views(
     result = train(_run(tmp_path / "data", tmp_path / "run", **knobs))
     assert len(seen) == 2 * (9 + 3)  # two views
     assert not any("/test/" in path or "Kiwi" in path for path in seen)
+    # Promises rest on what training was looked at on, less the class that it does not know, and not on the test part.
+    assert result.evidence is not None
+    assert (result.evidence.held_out.accuracy.n, result.evidence.is_reported) == (3, False)
+    assert any("training was looked at on" in note for note in result.notes)
     assert result.evaluation.n == 5
     assert [Path(one.name).name for one in result.dataset.skipped] == ["Banana_0005.jpg"]
     assert broken.name not in {Path(photo.name).name for photo in result.dataset.photos}

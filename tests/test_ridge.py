@@ -592,3 +592,16 @@ def test_of_many_photos_some_are_studied(monkeypatch: pytest.MonkeyPatch) -> Non
     assert len(study.rows) == len(np.unique(study.rows)) == 50
     np.testing.assert_array_equal(study.labels, labels[study.rows])
     assert study.hold_out(np.arange(10)).shape == (10, 4)
+
+
+def test_of_many_photos_those_looked_at_hold_every_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "N_CHOSEN_ON", 30)
+    random = np.random.default_rng(0)
+    labels = np.array([0] * 200 + [1] * 200 + [2] * 2)
+    vectors = random.normal(size=(402, 8)).astype(np.float32) + np.eye(3, 8, dtype=np.float32)[labels]
+    for seed in range(5):
+        order = np.random.default_rng(seed).permutation(402)
+        *_, study = study_ridge(vectors[order], labels[order], 3)
+        assert set(study.labels) == {0, 1, 2}
+        assert 30 <= len(study.rows) <= 31
+        np.testing.assert_array_equal(study.labels, labels[order][study.rows])

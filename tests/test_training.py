@@ -25,7 +25,7 @@ from PIL import Image
 from pomona.backbone import find_backbone
 from pomona.bundle import HEAD_NAME, MODEL_NAME, TUNED_NAME, load_bundle
 from pomona.effort import plan_embedding
-from pomona.errors import DataError, FitError, NotFiniteError, OptionError, StorageError
+from pomona.errors import BundleError, DataError, FitError, NotFiniteError, OptionError, StorageError
 from pomona.files import hash_bytes, hash_file
 from pomona.findings import COLUMNS
 from pomona.head import Head
@@ -864,3 +864,36 @@ def test_photos_of_one_scene_a_class_promise_nothing(rendered: Path, tmp_path: P
     (answer,) = bundle.predict([rendered / RENDERED["Lemon"] / "Lemon_0001.jpg"])
     assert (answer.answer, answer.sure, answer.unknown) == (answer.top[0], None, False)
     assert {(row["sure"], row["unknown"]) for row in _read_csv(tmp_path / "run" / "predictions.csv")} == {("", "0")}
+
+
+def test_a_graph_that_gives_no_numbers_is_not_kept(
+    rendered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pomona import model_file
+
+    build = model_file.build_model
+
+    def spoil(network: Path, head: Head, trust: Any) -> bytes:
+        return build(network, replace(head, bias=head.bias + np.float32("nan")), trust)
+
+    monkeypatch.setattr("pomona.bundle.build_model", spoil)
+    with pytest.raises(BundleError, match="does not repeat what was measured"):
+        _train(rendered, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_where_each_class_is_one_scene_val_chooses_and_that_is_said(rendered: Path, tmp_path: Path) -> None:
+    rows = ["file_name,label,split,group"]
+    for name, place in RENDERED.items():
+        for number in range(1, 7):
+            split = "val" if number > 4 else "train"
+            rows.append(f"{rendered / place / f'{name}_{number:04}.jpg'},{name},{split},{name}{split}")
+    (tmp_path / "photos.csv").write_text("\n".join(rows))
+    result = _train(tmp_path / "photos.csv", tmp_path / "run")
+    assert any("chosen on the same val photos" in note for note in result.notes)
+    assert result.evidence is None
+    bank = load_bundle(tmp_path / "run").bank
+    assert bank is not None
+    assert not any(
+        name.startswith((".", "/")) or str(tmp_path) in name for name in bank.names
+    )  # no folder of this machine

@@ -18,6 +18,7 @@ from pomona.conformal import Nodes
 from pomona.dataset import Skipped, load_dataset
 from pomona.errors import DataError
 from pomona.evaluation import Metric, evaluate, measure_share
+from pomona.novelty import UNKNOWN_FROM
 from pomona.trust import check_promise, measure_baselines
 
 if TYPE_CHECKING:
@@ -83,10 +84,7 @@ class BundleScore:
             "unknown_classes": list(self.unknown_labels),
             "n_learnt": self.n_learnt,
             "kept": self.kept.to_dict(),
-            "baselines": {
-                one.name: {"accuracy": one.accuracy.value, "accuracy_interval": [one.accuracy.low, one.accuracy.high]}
-                for one in self.baselines
-            },
+            "baselines": {one.name: one.to_dict() for one in self.baselines},
             "found_unknown": None if found is None else {"value": found.value, "interval": [found.low, found.high]},
         }
 
@@ -159,7 +157,7 @@ def evaluate_bundle(
     evaluation = evaluate(
         probabilities, labels, classes=bundle.tree.names, levels=list_levels(bundle.tree), groups=groups
     )
-    is_strange = None if found.strangeness is None else found.strangeness >= 0.5
+    is_strange = None if found.strangeness is None else found.strangeness >= UNKNOWN_FROM
     kept = check_promise(
         bundle.promise,
         probabilities,

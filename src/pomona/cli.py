@@ -275,7 +275,12 @@ def train(options: Any, *, as_json: Json = False) -> None:
         stages = {stage.name: round(stage.seconds, 3) for stage in result.stages}
         extra = {"output": str(folder), "notes": list(result.notes), "seconds": stages}
         counted = {"n_skipped": len(result.dataset.skipped), "interrupted": result.interrupted}
-        print_json({**result.evaluation.to_dict(), **counted, **extra})
+        trusted = {
+            "kept": result.kept.to_dict() if result.kept else None,
+            "baselines": {one.name: one.to_dict() for one in result.baselines},
+            "evidence": result.evidence.to_dict() if result.evidence else None,
+        }
+        print_json({**result.evaluation.to_dict(), **trusted, **counted, **extra})
     else:
         out = open_console(sys.stdout)
         print_training(out, result)

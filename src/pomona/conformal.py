@@ -52,8 +52,9 @@ class Nodes:
         """
         # The deepest first: of nodes that hold the same classes, that one says most.
         above = {path[:depth]: None for path in tree.paths for depth in range(len(path) - 1, 0, -1)}
-        paths = (*tree.paths, *(path for path in above if path not in tree.paths))
+        paths = (*tree.paths, *above)
         member = np.array([[leaf[: len(path)] == path for path in paths] for leaf in tree.paths])
+        member[:, : len(tree)] = np.eye(len(tree), dtype=bool)  # a class that others stand below is itself alone
         kept = [i for i in range(len(paths)) if i < len(tree) or not member[:, i].all()]
         return cls(tuple(paths[i] for i in kept), member[:, kept])
 

@@ -377,8 +377,7 @@ def tabulate_predictions(
             table.add_row(*lead, f"[red]error[/]: {escape(answer.error)}", "", "")
             continue
         said = answer.answer or answer.top[0]
-        others = [one for one in answer.top[:3] if one.label != said.label][:2]
-        rest = ", ".join(f"{escape(_show_name(one, language))} {one.score:.1%}" for one in others)
+        rest = ", ".join(f"{escape(_show_name(one, language))} {one.score:.1%}" for one in answer.others)
         best = f"[bold]{escape(_show_name(said, language))}[/]"
         if answer.unknown:
             table.add_row(*lead, f"[yellow]{best}[/]", "", f"[dim]nearest: {rest}[/]")

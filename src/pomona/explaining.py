@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pomona.dataset import load_dataset
-from pomona.errors import BundleError, NotFiniteError, OptionError, PhotoError, PomonaError, StorageError
-from pomona.files import make_folder, storage_errors, write_atomic
+from pomona.errors import BundleError, NotFiniteError, OptionError, PhotoError, StorageError
+from pomona.files import hash_file, make_folder, storage_errors, write_atomic
 from pomona.heat_map import HEAT_MAP, paint_map
 from pomona.lettering import draw_text, load_fonts, measure_units, shorten
 from pomona.photo import decode_photo, read_photo_bytes
@@ -198,26 +197,28 @@ def load_neighbours(bundle: Bundle, *, n_nearest: int = 3) -> FindNearest:
             f"{bundle.folder}: wanted what it learnt from in the bundle, got none: it is of an older format, or was "
             "trained by gradients alone"
         )
-    places, names = _find_photos(bundle), bundle.tree.names
+    names = bundle.tree.names
 
     def find(features: NDArray[np.float32]) -> list[Nearest]:
         found = bank.find_nearest(features, n_nearest)
         return [
-            Nearest(bank.names[row], names[bank.bank.labels[row]], likeness, places.get(bank.names[row]))
+            Nearest(bank.names[row], names[bank.bank.labels[row]], likeness, _find_photo(bundle, bank.names[row]))
             for row, likeness in found
         ]
 
     return find
 
 
-def _find_photos(bundle: Bundle) -> dict[str, Path]:
-    """Path of each photo by its name; none where the data is not there any more."""
+def _find_photo(bundle: Bundle, name: str) -> Path | None:
+    """Where a photo learnt from is; None where the data is not there any more, or another photo stands in its place."""
     data = read_setting(bundle.folder, "data")
+    if not isinstance(data, str):
+        return None
+    path = (Path(data) if Path(data).is_dir() else Path(data).parent) / name
     try:
-        dataset = load_dataset(str(data), needs_labels=False, min_classes=0) if data else None
-    except PomonaError:  # moved, unplugged, or another computer's
-        return {}
-    return {photo.name: photo.path for photo in dataset.photos} if dataset else {}
+        return path if path.is_file() and hash_file(path) in bundle.learnt_from else None
+    except OSError:
+        return None
 
 
 # --- pictures -------------------------------------------------------------------------------------------------------
@@ -360,13 +361,14 @@ def _draw_legend(picture: Image.Image, pen: _Pen, left: int, top: int) -> None:
 def _draw_answer(pen: _Pen, left: int, top: int) -> None:
     prediction = pen.explanation.prediction
     first = prediction.answer or prediction.top[0]
-    others = [one for one in prediction.top[:3] if one.label != first.label][:2]
     size, limit = (_LARGE, 20) if measure_units(first.label) <= 20 else (_TEXT, 36)
     end = pen.write(first.label, left, top + 18, size=size, limit=limit, otherwise="the answer")
     if not prediction.unknown:
         doubt = ", not sure" if prediction.sure is False else ""
         pen.write(f"{first.score:.1%}{doubt}", end + 14, top + 18 + (4 if size == _LARGE else 0), ink=_MUTED)
-    rest = ", ".join(f"{shorten(one.label, 20)} {one.score:.1%}" for one in others if one.score >= _LEAST_SHOWN)
+    rest = ", ".join(
+        f"{shorten(one.label, 20)} {one.score:.1%}" for one in prediction.others if one.score >= _LEAST_SHOWN
+    )
     if rest:
         lead = "nearest:" if prediction.unknown else "then"
         pen.write(f"{lead} {rest}", left, top + 62, size=_SMALL, ink=_MUTED, otherwise="then others")

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pomona.errors import BundleDamagedError, MissingPackageError
+from pomona.features import release_pages
 from pomona.novelty import Bank, sketch_vectors
-from pomona.projection import scale_rows
+from pomona.projection import iter_blocks, scale_rows
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -46,9 +48,21 @@ class LearntBank:
     names: tuple[str, ...]
 
     @classmethod
-    def make(cls, vectors: NDArray[np.float32], labels: NDArray[np.intp], names: tuple[str, ...]) -> LearntBank:
-        """Sketch features (N, D); rounded at once, so that what is fitted on it is what a later reader would fit."""
-        return cls(Bank(round_sketches(sketch_vectors(vectors)), labels), names)
+    def make(
+        cls,
+        vectors: NDArray[np.float32],
+        labels: NDArray[np.intp],
+        names: Sequence[str],
+        rows: NDArray[np.intp] | None = None,
+    ) -> LearntBank:
+        """Sketch features (M, D), or rows of them; rounded at once, as a later reader would have them.
+
+        Labels and names are of the rows. Of features in a file no more than a block is in memory.
+        """
+        rows = np.arange(len(vectors)) if rows is None else rows
+        parts = [sketch_vectors(vectors[rows[start:stop]]) for start, stop in iter_blocks(len(rows))]
+        release_pages(vectors)
+        return cls(Bank(round_sketches(np.concatenate(parts)), labels), tuple(map(name_photo, names)))
 
     def add(self, vectors: NDArray[np.float32], label: int, names: tuple[str, ...]) -> LearntBank:
         """The same with photos of one class more, of features (K, D)."""
@@ -68,6 +82,24 @@ class LearntBank:
         numbers = np.array([places.get(path, -1) for path in old.paths])
         return LearntBank(Bank(self.bank.vectors, numbers[self.bank.labels]), self.names)
 
+    def find_alike(self, sketches: NDArray[np.float32], answers: NDArray[np.intp]) -> NDArray[np.intp]:
+        """For each photo the place of the most alike of the class that was answered; -1 where there is none.
+
+        Parameters
+        ----------
+        sketches : ndarray of shape (N, K), float32
+            Of the features of the photos.
+        answers : ndarray of shape (N,), intp
+            Class that was answered for each.
+        """
+        found = np.full(len(sketches), -1)
+        for label in np.unique(answers):
+            rows, places = np.flatnonzero(answers == label), np.flatnonzero(self.bank.labels == label)
+            if len(places):
+                likeness = scale_rows(sketches[rows]) @ scale_rows(self.bank.vectors[places]).T
+                found[rows] = places[likeness.argmax(axis=1)]
+        return found
+
     def find_nearest(self, vector: NDArray[np.float32], n: int = 3) -> list[tuple[int, float]]:
         """Places and likeness, -1 to 1, of the photos whose features are most like some features (D,).
 
@@ -80,6 +112,18 @@ class LearntBank:
         likeness = scale_rows(self.bank.vectors) @ scale_rows(sketch_vectors(vector[None]))[0]
         best = np.argsort(-likeness, kind="stable")[:n]
         return [(int(i), float(likeness[i])) for i in best]
+
+
+def name_photo(name: str) -> str:
+    """Name of a photo as a bundle may hold it: of one outside its data set the last two parts, and no folder more.
+
+    Examples
+    --------
+    >>> name_photo("Apple/1.jpg"), name_photo("../home/me/shop/Apple/1.jpg")
+    ('Apple/1.jpg', 'Apple/1.jpg')
+    """
+    parts = name.replace("\\", "/").split("/")
+    return "/".join(parts[-2:]) if parts[0] in {"", ".."} or ":" in parts[0] else name
 
 
 def round_sketches(sketches: NDArray[np.float32]) -> NDArray[np.float32]:

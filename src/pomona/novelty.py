@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 SKETCH_DIM = 256
 """Numbers that features are added up to before distances are taken."""
 
+UNKNOWN_FROM = 0.5
+"""Strangeness from which on a photo is unknown."""
+
 CANDIDATES: tuple[tuple[str, ...], ...] = (
     ("relative-mahalanobis", "energy"),
     ("mahalanobis", "energy"),

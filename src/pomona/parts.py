@@ -74,8 +74,7 @@ def plan_parts(
     DataError
         If there is a val or test part and nothing to learn from.
     """
-    strengths = f"The L2 strength, one of {len(RIDGE_STRENGTHS)}, and the temperature were"
-    chosen = "The temperature was" if tunes and not refits else strengths
+    of_temperature = tunes and not refits
     present = {photo.split for photo in dataset.photos if photo.label >= 0}
     if present & {"val", "test"} and not present & {"train", None}:
         raise DataError(
@@ -86,7 +85,7 @@ def plan_parts(
         n_kept = sum(photo.split == "val" and photo.label >= 0 for photo in kept_apart.photos)
         were = "was" if n_kept == 1 else "were"
         lost = _note_lost_parts(dataset, f"{_count_photos(n_kept)} {were} kept apart from train instead")
-        notes = (f"{chosen} chosen on the same kept-apart photos that the numbers are measured on.", *lost)
+        notes = (*note_choice(is_apart=True, of_temperature=of_temperature), *lost)
         return kept_apart, PartPlan("val", "val", "photos kept apart", notes) if tunes else PartPlan(
             None, "val", "photos kept apart", lost
         )
@@ -104,9 +103,9 @@ def plan_parts(
             "photos of the val part",
             _note_lost_parts(dataset, "the numbers are measured on the val part instead"),
         )
-    note = f"{chosen} chosen on the same val photos that the numbers are measured on."
+    note = note_choice(of_temperature=of_temperature)
     lost = _note_lost_parts(dataset, "the numbers are measured on the val part instead")
-    return placed, PartPlan("val", "val", "photos of the val part", (note, *lost))
+    return placed, PartPlan("val", "val", "photos of the val part", (*note, *lost))
 
 
 def _plan_tuned_test(dataset: Dataset, val_share: float, seed: int) -> tuple[Dataset, PartPlan]:
@@ -165,6 +164,15 @@ def list_folds(
     return folds if len(folds) > 1 else []  # of a single pair, only the first part would be fitted on
 
 
+def note_choice(*, is_apart: bool = False, of_temperature: bool = False) -> tuple[str, ...]:
+    """What a reader must know where something was chosen on the photos that are reported on."""
+    strengths = f"The L2 strength, one of {len(RIDGE_STRENGTHS)}, and the temperature were"
+    chosen = "The temperature was" if of_temperature else strengths
+    if is_apart:
+        return (f"{chosen} chosen on the same kept-apart photos that the numbers are measured on.",)
+    return (f"{chosen} chosen on the same val photos that the numbers are measured on.",)
+
+
 def note_copies(dataset: Dataset) -> tuple[str, ...]:
     """What a reader must know of identical photos and groups, where no audit looked for more."""
     notes = []
@@ -203,6 +211,10 @@ def note_data(dataset: Dataset, n_evaluated: int) -> tuple[str, ...]:
     counts = np.bincount(dataset.part("train").labels.clip(0), minlength=len(dataset.tree))
     if single := [name for name, count in zip(dataset.tree.names, counts, strict=True) if count == 1]:
         notes.append(f"Learnt from one photo only: {name_some(single)}.")
+    if any(name.casefold() == "unknown" for name in dataset.tree.names):
+        notes.append(
+            "A class is called unknown, as the answer for what was not learnt is: rename it to tell the two apart."
+        )
     if n_evaluated < _FEW_PHOTOS:
         notes.append(f"Measured on {_count_photos(n_evaluated)} only, so the intervals are wide.")
     return tuple(notes)

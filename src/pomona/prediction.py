@@ -15,6 +15,7 @@ import numpy as np
 
 from pomona.class_names import find_node_name
 from pomona.conformal import Nodes, list_shortlist
+from pomona.novelty import UNKNOWN_FROM
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -94,6 +95,12 @@ class Prediction:
     name_zh: str | None = None
     plu: str | None = None
 
+    @property
+    def others(self) -> tuple[Answer, ...]:
+        """The two most probable classes beside what is said; of something unknown, those that come nearest."""
+        said = None if self.unknown or self.answer is None else self.answer.label
+        return tuple(one for one in self.top[:3] if one.label != said)[:2]
+
     def to_dict(self) -> dict[str, Any]:
         """The prediction as plain values for JSON."""
         return asdict(self)
@@ -148,7 +155,7 @@ class Speaker:
         """
         best = np.argsort(-probabilities, kind="stable")[: max(1, n_top)]
         top = tuple(self._name_class(int(c), float(probabilities[c])) for c in best)
-        unknown = strangeness is not None and strangeness >= 0.5
+        unknown = strangeness is not None and strangeness >= UNKNOWN_FROM
         answer, sure = top[0], None
         if self.promise is not None:
             shares = self.nodes.weigh(probabilities[None])

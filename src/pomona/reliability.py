@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 N_BINS = 15
-_N_DRAWN = 400
+_N_DRAWN, _N_AT_ONCE = 400, 40
 
 
 @dataclass(frozen=True)
@@ -109,13 +109,12 @@ def measure_reliability(
     bins = np.minimum((sureness * N_BINS).astype(np.intp), N_BINS - 1)
     marks = np.arange(len(hits)) if groups is None else np.unique(groups, return_inverse=True)[1]
     gaps = _sum_cells(marks, bins, np.asarray(weights * (hits - sureness), np.float64))
-    masses = np.bincount(marks, weights, minlength=len(gaps))
+    masses = np.asarray(np.bincount(marks, weights, minlength=len(gaps)), np.float64)
     ece = float(np.abs(gaps.sum(axis=0)).sum() / masses.sum())
     random = np.random.default_rng(seed)
-    drawn = random.multinomial(len(gaps), np.full(len(gaps), 1 / len(gaps)), size=_N_DRAWN).astype(np.float64)
-    again = np.abs(drawn @ gaps).sum(axis=1) / np.maximum(drawn @ masses, 1e-12)
+    again = np.concatenate([_draw_again(gaps, masses, random) for _ in range(_N_DRAWN // _N_AT_ONCE)])
     low, high = np.quantile(again, [0.025, 0.975])
-    kept = random.random((_N_DRAWN // 4, len(hits))) < sureness
+    kept = (random.random(len(hits)) < sureness for _ in range(_N_DRAWN // 4))
     chance = [np.abs(np.bincount(bins, weights * (one - sureness), N_BINS)).sum() / weights.sum() for one in kept]
     mass = np.bincount(bins, weights, N_BINS)
     filled = np.flatnonzero(mass)
@@ -133,6 +132,14 @@ def measure_reliability(
         share=tuple((mass[filled] / mass.sum()).tolist()),
         n=len(hits),
     )
+
+
+def _draw_again(
+    gaps: NDArray[np.float64], masses: NDArray[np.float64], random: np.random.Generator
+) -> NDArray[np.float64]:
+    """Errors of a few drawings of the groups; a few at a time, or many groups would take much memory."""
+    drawn = random.multinomial(len(gaps), np.full(len(gaps), 1 / len(gaps)), size=_N_AT_ONCE).astype(np.float64)
+    return np.asarray(np.abs(drawn @ gaps).sum(axis=1) / np.maximum(drawn @ masses, 1e-12))
 
 
 def _sum_cells(marks: NDArray[np.intp], bins: NDArray[np.intp], values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -529,7 +529,7 @@ def _arrange_promises(data: ReportData, words: Words) -> dict[str, Any] | None:
     if promise is None or evidence is None:
         return None
     sides = [evidence.held_out] if data.kept is None else [data.kept, evidence.held_out]
-    if not evidence.is_folds:  # they are the same photos
+    if evidence.is_reported:
         sides = sides[:1]
     is_flat = not any(trade.share_coarse > 0 for trade in evidence.trades)
     rows = [_row("exact_own", sides, "share_exact", words)]
@@ -579,7 +579,7 @@ def _arrange_unknown(data: ReportData, words: Words) -> dict[str, Any] | None:
     texts = [
         words.say("unknown_auroc", value=write_hundredths(scores[detector.kind]))
         if detector.kind in scores
-        else words.say("unknown_untried")
+        else words.say("unknown_untried" if evidence.is_folds else "unknown_trained")
     ]
     away = data.kept.turned_away if data.kept and data.kept.turned_away else evidence.held_out.turned_away
     if away and data.trust.promise:

@@ -162,7 +162,7 @@ def study_ridge(
         rows = np.arange(len(labels))
     sums = _check(vectors, labels, n_classes, pairs, rows)
     known = labels.astype(np.intp)
-    learnt = _pick_rows(rows, sums)
+    learnt = _pick_rows(rows, sums, known)
     problem = _Problem(_read(vectors, learnt), known[learnt], n_classes)
     if len(pairs) == 1:
         trial = _try_rows(problem, vectors, known, _pick_rows(np.asarray(pairs[0][1]), sums))
@@ -175,7 +175,7 @@ def study_ridge(
     if len(learnt) == len(rows):
         ridge = problem.to_ridge(solution, chosen)
         return ridge.to_head(), tried if pairs else (), ridge, study
-    del problem, trial, solution  # room for the fit on all rows
+    del problem, trial, solution  # room for the fit on all rows: the study keeps no features
     head, state = _refit(vectors, known, n_classes, rows, chosen)
     return head, tried if pairs else (), state, study
 
@@ -608,9 +608,19 @@ def _check(
     return sums
 
 
-def _pick_rows(rows: NDArray[np.intp], sums: NDArray[np.float64]) -> NDArray[np.intp]:
-    """At most `N_CHOSEN_ON` rows, by a hash of what they hold: the same photos in whatever order they come."""
+def _pick_rows(
+    rows: NDArray[np.intp], sums: NDArray[np.float64], labels: NDArray[np.intp] | None = None
+) -> NDArray[np.intp]:
+    """`N_CHOSEN_ON` rows, by a hash of what they hold: the same photos in whatever order they come.
+
+    With labels, a class of which none would be among them brings its first one.
+    """
     if len(rows) <= N_CHOSEN_ON:
         return rows
     hashes = sums[rows].view(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    return rows[np.sort(np.argsort(hashes, kind="stable")[:N_CHOSEN_ON])]
+    order = np.argsort(hashes, kind="stable")
+    picked = order[:N_CHOSEN_ON]
+    if labels is not None:
+        classes, first = np.unique(labels[rows[order]], return_index=True)
+        picked = np.union1d(picked, order[first[~np.isin(classes, labels[rows[picked]])]])
+    return rows[np.sort(picked)]

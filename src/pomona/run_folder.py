@@ -32,11 +32,10 @@ from pomona.evaluation import mistakes
 from pomona.files import MANIFEST_NAME, storage_errors, write_atomic
 from pomona.findings import COLUMNS, list_rows
 from pomona.heat_map import HEAT_MAP, paint_map
-from pomona.learnt_bank import BANK_NAME
+from pomona.learnt_bank import BANK_NAME, name_photo
 from pomona.model_file import MODEL_NAME, UNKNOWN
 from pomona.photo import decode_photo, read_unchanged
 from pomona.prediction import Speaker
-from pomona.projection import scale_rows
 from pomona.report import N_CARDS, N_CONFUSED, ClassCount, ConfusedPair, MistakeCard, ReportData, write_report
 from pomona.run_log import RESULTS_NAME
 from pomona.source import hide_folder
@@ -213,7 +212,7 @@ def write_run(folder: Path, run: Run, stages: Sequence[Stage]) -> Bundle:
         bank=run.bank,
     )
     maps = _repeat_predictions(bundle, run)
-    write_atomic(folder / "metrics.json", _to_json(run.evaluation.to_dict(confusion=True)))
+    write_atomic(folder / "metrics.json", _to_json(_list_metrics(run)))
     write_atomic(folder / "predictions.csv", _list_predictions(run))
     _keep_curve(folder, run)
     write_atomic(folder / "audit.csv", write_csv([COLUMNS, *list_rows(run.audit)]))
@@ -265,20 +264,21 @@ def _repeat_predictions(bundle: Bundle, run: Run) -> dict[int, NDArray[np.uint8]
         seen[i] = bundle.preprocessing.read(contents[rows[i]])
         return seen[i]
 
-    difference, maps = 0.0, {}
+    differences, maps = [0.0], {}
     for i, outcome in enumerate(bundle.whole_engine.stream(len(rows), load_pixels)):
         if isinstance(outcome, PhotoError):
             continue
         row = rows[i]
-        difference = max(difference, float(np.abs(outcome["probabilities"] - run.probabilities[row]).max()))
+        differences.append(float(np.abs(outcome["probabilities"] - run.probabilities[row]).max()))
         if run.strangeness is not None:
-            difference = max(difference, abs(float(outcome[UNKNOWN]) - float(run.strangeness[row])))
+            differences.append(abs(float(outcome[UNKNOWN]) - float(run.strangeness[row])))
         if row in shown and HEAT_MAP in outcome:
             maps[row] = paint_map(seen[i], outcome[HEAT_MAP])
         del seen[i]
+    difference = float(np.max(differences))  # of which none may be no number
     if not difference <= _TOLERANCE:
         raise BundleError(
-            f"the saved graph does not repeat what was measured: wanted probabilities within {_TOLERANCE}, "
+            f"the saved graph does not repeat what was measured: wanted the same shares within {_TOLERANCE}, "
             f"got {difference:.2g} apart; clear the cache folder and train again"
         )
     return maps
@@ -313,6 +313,15 @@ def _list_provenance(run: Run) -> dict[str, str | int | float | bool | None]:
         **options,
         "head": "gradient" if run.tuning_folder and not run.fits else "ridge",
         "l2": run.head.l2,
+    }
+
+
+def _list_metrics(run: Run) -> dict[str, Any]:
+    return {
+        **run.evaluation.to_dict(confusion=True),
+        "kept": run.kept.to_dict() if run.kept else None,
+        "baselines": {one.name: one.to_dict() for one in run.baselines},
+        "evidence": run.evidence.to_dict() if run.evidence else None,
     }
 
 
@@ -476,43 +485,10 @@ def _show_confused(run: Run) -> Iterable[ConfusedPair]:
 
 def _find_alike(run: Run, row: int, said: int) -> Photo | None:
     """What a mistake is most like among the photos learnt as what was said; the first of them where that is unknown."""
-    name = run.bank.names[int(run.alike[row])] if run.bank is not None and run.alike is not None else None
+    place = -1 if run.alike is None else int(run.alike[row])
+    name = run.bank.names[place] if run.bank is not None and place >= 0 else None
     photos = [photo for photo in run.dataset.part("train").photos if photo.label == said]
-    return next((photo for photo in photos if photo.name == name), photos[0] if photos else None)
-
-
-def find_alike(
-    asked: NDArray[np.float32], answers: NDArray[np.intp], learnt: NDArray[np.float32], labels: NDArray[np.intp]
-) -> NDArray[np.intp]:
-    """For each photo the one learnt from, of the class that was answered, whose features are nearest by their cosine.
-
-    Parameters
-    ----------
-    asked : ndarray of shape (N, D), float32
-        Features, or sketches of them, of the photos.
-    answers : ndarray of shape (N,), intp
-        The class that was answered for each.
-    learnt : ndarray of shape (M, D), float32
-        The same of the photos learnt from.
-    labels : ndarray of shape (M,), intp
-        Their classes; each that was answered is among them.
-
-    Returns
-    -------
-    ndarray of shape (N,), intp
-        Rows of `learnt`.
-
-    Examples
-    --------
-    >>> vectors = np.array([[1, 0], [0.6, 0.8], [0, 1]], np.float32)
-    >>> find_alike(vectors[:1], np.array([1]), vectors, np.array([0, 1, 1]))
-    array([1])
-    """
-    found = np.zeros(len(asked), np.intp)
-    for label in np.unique(answers):
-        rows, places = np.flatnonzero(answers == label), np.flatnonzero(labels == label)
-        found[rows] = places[(scale_rows(asked[rows]) @ scale_rows(learnt[places]).T).argmax(axis=1)]
-    return found
+    return next((photo for photo in photos if name_photo(photo.name) == name), photos[0] if photos else None)
 
 
 def _make_thumbnail(photo: Photo) -> bytes | None:

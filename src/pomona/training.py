@@ -39,10 +39,10 @@ from pomona.findings import Audit, CheckLevel
 from pomona.head import softmax
 from pomona.learnt import Learnt, save_learnt
 from pomona.learnt_bank import LearntBank
-from pomona.novelty import sketch_vectors
-from pomona.parts import N_FOLDS, PartPlan, list_folds, note_copies, note_data, plan_parts
+from pomona.novelty import UNKNOWN_FROM, sketch_vectors
+from pomona.parts import N_FOLDS, PartPlan, list_folds, note_choice, note_copies, note_data, plan_parts
 from pomona.ridge import RIDGE_STRENGTHS, study_ridge
-from pomona.run_folder import Run, find_alike, write_run
+from pomona.run_folder import Run, write_run
 from pomona.run_place import check_output, check_place, choose_output, find_tuning_folder, name_data
 from pomona.trust import (
     N_REPEATS,
@@ -462,10 +462,11 @@ def _fit_features(
     smaller, dropped = drop_empty_classes(features.dataset)
     features = replace(features, dataset=smaller)
     with clock.step("fit"):
-        head, fits, ridge, study = _fit_parts(features, plan, options, clock)
+        head, fits, ridge, study, notes = _fit_parts(features, plan, options, clock)
     with clock.step("trust"):
         trust, evidence, bank = _find_trust(features, plan, (head, study), options, clock)
-    return _Learnt(embedding, head, features, features.dataset, dropped, trust, evidence, bank, fits, ridge)
+    notes = (*dropped, *notes)
+    return _Learnt(embedding, head, features, features.dataset, notes, trust, evidence, bank, fits, ridge)
 
 
 def _find_trust(
@@ -473,25 +474,42 @@ def _find_trust(
 ) -> tuple[Trust, Evidence | None, LearntBank]:
     """On folds of what was learnt find out how far to trust; where a network was trained on it, on what was apart."""
     head, study = fitted
-    labels, groups, tree = features.dataset.labels, features.dataset.groups, features.dataset.tree
-    names = tuple(features.dataset.photos[row].name for row in study.rows)
-    bank = LearntBank.make(features.vectors[study.rows], study.labels, names)
+    names = [features.dataset.photos[row].name for row in study.rows]
+    bank = LearntBank.make(features.vectors, study.labels, names, study.rows)
+    if options.tune is not None:
+        return *_check_apart(features, plan, head, options, bank), bank
     asked = options.list_trust()
-    if options.tune is None:
-        steps = clock.counter(asked.n_repeats + 2)
-        found = study_trust(study, bank.bank.vectors, groups[study.rows], tree, asked, on_step=steps)
-    else:
-        splits = np.array([photo.split for photo in features.dataset.photos])
-        rows = np.flatnonzero((splits == plan.choose_on) & (labels >= 0))
-        vectors = features.vectors[rows]
-        logits, sketches = head.score(vectors), sketch_vectors(vectors)
-        found = (
-            check_trust(logits, labels[rows], groups[rows], tree, asked, sketches=sketches, bank=bank.bank)
-            if len(rows)
-            else None
-        )
-    trust, evidence = found or (Trust(), None)
-    return trust, evidence, bank
+    found = study_trust(
+        study,
+        bank.bank.vectors,
+        features.dataset.groups[study.rows],
+        features.dataset.tree,
+        asked,
+        on_step=clock.counter(asked.n_repeats + 2),
+    )
+    return *(found or (Trust(), None)), bank
+
+
+def _check_apart(
+    features: Features, plan: PartPlan, head: Head, options: TrainOptions, bank: LearntBank | None = None
+) -> tuple[Trust, Evidence | None]:
+    """Find out how far to trust on the photos that a network was looked at with while it learnt."""
+    labels, groups = features.dataset.labels, features.dataset.groups
+    splits = np.array([photo.split for photo in features.dataset.photos])
+    rows = np.flatnonzero((splits == plan.choose_on) & (labels >= 0))
+    if not len(rows):
+        return Trust(), None
+    vectors = features.vectors[rows]
+    return check_trust(
+        head.score(vectors),
+        labels[rows],
+        groups[rows],
+        features.dataset.tree,
+        options.list_trust(),
+        sketches=None if bank is None else sketch_vectors(vectors),
+        bank=None if bank is None else bank.bank,
+        is_reported=plan.choose_on == plan.report_on,
+    )
 
 
 def _require_tuning() -> None:
@@ -548,16 +566,13 @@ def _tune(
         learnt = _fit_features(features, refitted, plan, options, clock)
         learnt = replace(learnt, notes=(*fell_back, *learnt.notes))
     else:
-        reported = result.dataset.part(plan.report_on)
-        with clock.step("features", reported.n_photos):
-            features, embedding, fell_back = _extract_features(reported, result.embedding, options.workers, clock)
-        left = _leave_out(result.dataset, reported, features)
-        learnt = _Learnt(embedding, result.head, features, left, fell_back)
-        if plan.report_on == plan.choose_on and features.dataset.photos:
-            known = features.dataset
-            logits = result.head.score(features.vectors)
-            trust, evidence = check_trust(logits, known.labels, known.groups, known.tree, options.list_trust())
-            learnt = replace(learnt, trust=trust, evidence=evidence)
+        used = {plan.report_on, plan.choose_on}
+        apart = replace(result.dataset, photos=tuple(one for one in result.dataset.photos if one.split in used))
+        with clock.step("features", apart.n_photos):
+            features, embedding, fell_back = _extract_features(apart, result.embedding, options.workers, clock)
+        left = _leave_out(result.dataset, apart, features)
+        trust, evidence = _check_apart(features, plan, result.head, options)
+        learnt = _Learnt(embedding, result.head, features, left, fell_back, trust, evidence)
     return replace(
         learnt,
         notes=(*result.notes, *learnt.notes),
@@ -668,7 +683,7 @@ def _extract_features(
 
 def _fit_parts(
     features: Features, plan: PartPlan, options: TrainOptions, clock: Clock
-) -> tuple[Head, tuple[Fit, ...], Ridge | None, Study]:
+) -> tuple[Head, tuple[Fit, ...], Ridge | None, Study, tuple[str, ...]]:
     labels = features.dataset.labels
     splits = np.array([photo.split for photo in features.dataset.photos])
     train_rows = np.flatnonzero((splits == "train") & (labels >= 0))
@@ -680,7 +695,12 @@ def _fit_parts(
             labels[train_rows], features.dataset.groups[train_rows], seed=options.seed, n_folds=options.folds
         )
         folds = [(train_rows[fitted], train_rows[held_out]) for fitted, held_out in parts]
-    return study_ridge(
+    notes: tuple[str, ...] = ()
+    val_rows = np.flatnonzero((splits == "val") & (labels >= 0))
+    if not folds and len(val_rows):  # each class is of one scene: something has to choose
+        folds = [(train_rows, val_rows)]
+        notes = note_choice() if plan.report_on == "val" else ()
+    head, fits, ridge, study = study_ridge(
         features.vectors,
         np.maximum(labels, 0),  # those of no class that is learnt are in none of the rows
         len(features.dataset.tree),
@@ -688,6 +708,7 @@ def _fit_parts(
         rows=train_rows,
         on_step=clock.counter(len(RIDGE_STRENGTHS)),
     )
+    return head, fits, ridge, study, notes
 
 
 def _keep_learnt(bundle: Bundle, ridge: Ridge | None, dataset: Dataset) -> tuple[str, ...]:
@@ -735,7 +756,7 @@ def _score_part(learnt: _Learnt, split: Split) -> _Scored:
     evaluation = evaluate(
         probabilities, dataset.labels, classes=tree.names, levels=list_levels(tree), groups=dataset.groups
     )
-    away = None if strangeness is None else measure_share(strangeness >= 0.5, dataset.groups)
+    away = None if strangeness is None else measure_share(strangeness >= UNKNOWN_FROM, dataset.groups)
     kept = check_promise(
         trust.promise,
         probabilities,
@@ -749,5 +770,5 @@ def _score_part(learnt: _Learnt, split: Split) -> _Scored:
     learnt_labels = learnt.dataset.part("train").labels
     asked = np.concatenate(sketches)
     baselines = measure_baselines(learnt_labels[learnt_labels >= 0], bank, asked, dataset.labels, dataset.groups)
-    alike = None if bank is None else find_alike(asked, probabilities.argmax(axis=1), bank.vectors, bank.labels)
+    alike = None if learnt.bank is None else learnt.bank.find_alike(asked, probabilities.argmax(axis=1))
     return _Scored(dataset, probabilities, evaluation, kept, strangeness, baselines, alike)

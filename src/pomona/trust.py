@@ -171,6 +171,10 @@ class Baseline:
     name: Literal["most frequent", "nearest"]
     accuracy: Metric
 
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain values for JSON."""
+        return {"accuracy": self.accuracy.value, "accuracy_interval": [self.accuracy.low, self.accuracy.high]}
+
 
 @dataclass(frozen=True)
 class Evidence:
@@ -191,6 +195,8 @@ class Evidence:
         How specific answers are against how right.
     curve : DataCurve or None
         Accuracy against photos a class.
+    is_reported : bool
+        Whether they are the photos that the numbers are measured on.
     """
 
     held_out: Kept
@@ -200,6 +206,7 @@ class Evidence:
     candidates: tuple[tuple[tuple[str, ...], float], ...]
     trades: tuple[Trade, ...]
     curve: DataCurve | None
+    is_reported: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """The same as plain values for JSON."""
@@ -489,6 +496,7 @@ def check_trust(
     *,
     sketches: NDArray[np.float32] | None = None,
     bank: Bank | None = None,
+    is_reported: bool = True,
 ) -> tuple[Trust, Evidence]:
     """Find out the same on photos kept apart, where what was learnt cannot be held out: a network was trained on it.
 
@@ -506,6 +514,8 @@ def check_trust(
         Of their features. Without them and a bank, the energy alone finds the unknown.
     bank : Bank, optional
         What was learnt.
+    is_reported : bool
+        Whether these are the photos that the numbers are measured on.
     """
     link = fit_link(logits, labels)
     if sketches is None or bank is None:
@@ -531,7 +541,7 @@ def check_trust(
         before=softmax(logits),
         turned_away=away,
     )
-    return trust, Evidence(kept, False, 0, 0, (), trades, None)
+    return trust, Evidence(kept, False, 0, 0, (), trades, None, is_reported)
 
 
 def check_promise(
@@ -656,5 +666,8 @@ def note_trust(trust: Trust, evidence: Evidence | None) -> tuple[str, ...]:
         notes.append(
             "A network was trained on the photos learnt from, so promises rest on the photos that the numbers are "
             "measured on."
+            if evidence.is_reported
+            else "A network was trained on the photos learnt from, so promises rest on the photos that training was "
+            "looked at on."
         )
     return tuple(notes)
