@@ -380,7 +380,10 @@ def test_every_core_is_used_where_nothing_is_said(network: Path) -> None:
 def test_only_the_outputs_that_are_wanted_are_computed(trained: TrainResult) -> None:
     model = trained.bundle.folder / "model.onnx"
     whole, few = Engine(model, n_workers=1), Engine(model, n_workers=1, outputs=("features", "probabilities"))
-    assert (whole.outputs, few.outputs) == (("probabilities", "features", "heat_map"), ("features", "probabilities"))
+    assert (whole.outputs, few.outputs) == (
+        ("probabilities", "features", "unknown", "heat_map"),
+        ("features", "probabilities"),
+    )
     pixels = np.random.default_rng(0).integers(0, 256, (2, *whole.shape), dtype=np.uint8)
     found, wanted = few.run(pixels), whole.run(pixels)
     assert found.keys() == {"features", "probabilities"}
@@ -389,6 +392,6 @@ def test_only_the_outputs_that_are_wanted_are_computed(trained: TrainResult) -> 
     n_nodes = [len(engine._compiled.get_runtime_model().get_ops()) for engine in (whole, few)]
     assert n_nodes[1] < n_nodes[0] - 10
     with pytest.raises(
-        BackboneError, match=r"model\.onnx: wanted an output colours, got probabilities, features, heat"
+        BackboneError, match=r"model\.onnx: wanted an output colours, got probabilities, features, unknown, heat"
     ):
         Engine(model, outputs=("features", "colours"))

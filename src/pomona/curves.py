@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from pomona.run_log import Row
 
 _SPOTS_WIDTH, _SPOTS_HEIGHT, _SPOTS_RIGHT = 760, 400, 170
-_SHIFTS = (0.0, 14.0, -14.0, 28.0, -28.0, 42.0, -42.0, 56.0, -56.0, 70.0)
+_SHIFTS = (0.0, *(sign * 14.0 * step for step in range(1, 11) for sign in (1, -1)))
 """How far a name may stand above or below its spot."""
 
 _N_DOTS = 40
@@ -254,7 +254,7 @@ def _count_hits(
     """How much a name, from left to right on a line, would hide of other names and spots; most beside the picture."""
     left, right, line = name
     hits = 1000.0 * (left < LEFT or right > _SPOTS_WIDTH or not TOP < line < _SPOTS_HEIGHT - BOTTOM)
-    hits += sum(50.0 for start, end, other in taken if left < end and start < right and abs(line - other) < 15)
+    hits += sum(200.0 for start, end, other in taken if left < end and start < right and abs(line - other) < 13)
     for mark in marks:
         if left - 6 < mark.x < right + 6:
             hits += 30.0 * (abs(line - 4 - mark.y) < 13) + 6.0 * (mark.top - 8 < line - 4 < mark.bottom + 8)

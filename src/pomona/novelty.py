@@ -43,6 +43,7 @@ CANDIDATES: tuple[tuple[str, ...], ...] = (
 _AXES = 64  # of the subspace whose residual is taken
 _STEADY = 1.0  # share of the mean variance that each direction is given more
 _EPSILON = 1e-12
+_LEAST_SPREAD = 1e-3
 _MARGIN = 1e-5  # over the strangest photo that is kept, or it would be unknown: 0.5 is
 
 
@@ -99,12 +100,11 @@ class Measures(NamedTuple):
     ----------
     mean : ndarray of shape (K,)
         Of the bank.
-    within : ndarray of shape (K, K)
-        Inverse of the covariance inside classes.
-    total : ndarray of shape (K, K)
-        Inverse of the covariance of all.
+    within, total : ndarray of shape (K, K)
+        What photos less the mean are multiplied by, so that their squared length is the distance by the covariance
+        inside classes, or by that of all.
     centres : ndarray of shape (C, K)
-        Means of the classes, less `mean`.
+        Means of the classes, less `mean`, times `within`.
     axes : ndarray of shape (K, A)
         Directions in which the bank varies most.
     """
@@ -127,15 +127,16 @@ def fit_measures(bank: Bank) -> Measures:
     centres = np.stack([table[bank.labels == label].mean(axis=0) for label in classes])
     inside = table - centres[np.searchsorted(classes, bank.labels)]
     total = (table.T @ table).astype(np.float64) / len(table)
-    within = (inside.T @ inside).astype(np.float64) / len(table)
+    within = _find_root((inside.T @ inside).astype(np.float64) / len(table))
     n_axes = min(_AXES, len(table) // 4, len(total) // 4)
     axes = np.linalg.eigh(total)[1][:, len(total) - n_axes :]
-    return Measures(mean, _invert(within), _invert(total), centres.astype(np.float32), axes.astype(np.float32))
+    return Measures(mean, within, _find_root(total), centres.astype(np.float32) @ within, axes.astype(np.float32))
 
 
-def _invert(covariance: NDArray[np.float64]) -> NDArray[np.float32]:
+def _find_root(covariance: NDArray[np.float64]) -> NDArray[np.float32]:
+    """A root (K, K) of the inverse: its product with its transpose is the inverse."""
     steady = covariance + np.eye(len(covariance)) * max(_STEADY * np.trace(covariance) / len(covariance), _EPSILON)
-    return np.asarray(np.linalg.inv(steady), np.float32)
+    return np.asarray(np.linalg.inv(np.linalg.cholesky(steady)).T, np.float32)
 
 
 def measure_energy(logits: NDArray[np.floating]) -> NDArray[np.float32]:
@@ -178,21 +179,16 @@ def measure_part(
         return measure_energy(logits)
     if kind == "nearest":
         return np.asarray(1 - (scale_rows(asked) @ scale_rows(bank.vectors).T).max(axis=1), np.float32)
-    moved = asked - measures.mean
+    moved = (asked - measures.mean).astype(np.float64)
     if kind == "residual":
         return np.asarray(np.square(moved).sum(axis=1) - np.square(moved @ measures.axes).sum(axis=1), np.float32)
-    form, targets, offsets = _split_distance(kind, measures)
-    return np.asarray(((moved @ form) * moved).sum(axis=1) + (offsets - moved @ targets).min(axis=1), np.float32)
-
-
-def _split_distance(
-    kind: str, measures: Measures
-) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
-    """A form (K, K), targets (K, C) and offsets (C,): the distance is ``x form x + min(offsets - x targets)``."""
-    form = measures.within - measures.total if kind == "relative-mahalanobis" else measures.within
-    pulled = measures.centres @ measures.within
-    offsets = (pulled * measures.centres).sum(axis=1)
-    return form, np.ascontiguousarray(2 * pulled.T), offsets
+    placed = moved @ measures.within
+    lengths = np.square(placed).sum(axis=1)
+    to_centres = np.square(measures.centres, dtype=np.float64).sum(axis=1) - 2 * placed @ measures.centres.T
+    distances = lengths + to_centres.min(axis=1)
+    if kind == "relative-mahalanobis":
+        distances -= np.square(moved @ measures.total).sum(axis=1)
+    return np.asarray(distances, np.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -304,9 +300,10 @@ def score_candidates(trials: Sequence[Trial]) -> dict[tuple[str, ...], float]:
 
 
 def fit_scales(parts: Sequence[NDArray[np.float32]]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each measure."""
+    """Mean and standard deviation of each measure; what hardly varies is not blown up to what rounding makes of it."""
     middles = tuple(float(part.mean(dtype=np.float64)) for part in parts)
-    spreads = tuple(max(float(part.std(dtype=np.float64)), 1e-6) for part in parts)
+    deviations = [float(part.std(dtype=np.float64)) for part in parts]
+    spreads = tuple(max(one, _LEAST_SPREAD * max(1.0, abs(m))) for one, m in zip(deviations, middles, strict=True))
     return middles, spreads
 
 
@@ -454,13 +451,14 @@ def write_detector(
             inside = add("MatMul", [moved, constant(measures.axes)])
             part = add("Sub", [whole, add("ReduceSumSquare", [inside, last], keepdims=0)])
         else:
-            form, targets, offsets = _split_distance(kind, measures)
-            bent = add("Mul", [add("MatMul", [moved, constant(form)]), moved])
-            nearest = add("Sub", [constant(offsets[None]), add("MatMul", [moved, constant(targets)])])
-            part = add(
-                "Add",
-                [add("ReduceSum", [bent, last], keepdims=0), add("ReduceMin", [nearest, last], keepdims=0)],
-            )
+            placed = add("Unsqueeze", [add("MatMul", [moved, constant(measures.within)]), last])
+            # Gaps first, then squares: the other order would take small distances from large numbers.
+            gaps = add("Sub", [placed, constant(measures.centres[None])])
+            squares = add("ReduceSumSquare", [gaps, constant(np.array([2]))], keepdims=0)
+            part = add("ReduceMin", [squares, last], keepdims=0)
+            if kind == "relative-mahalanobis":
+                whole = add("ReduceSumSquare", [add("MatMul", [moved, constant(measures.total)]), last], keepdims=0)
+                part = add("Sub", [part, whole])
         scaled = add("Div", [add("Sub", [part, number(middle)]), number(spread)])
         total = add("Add", [total, scaled])
     return add("Sigmoid", [total])
