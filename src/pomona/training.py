@@ -697,7 +697,7 @@ def _fit_parts(
         folds = [(train_rows[fitted], train_rows[held_out]) for fitted, held_out in parts]
     notes: tuple[str, ...] = ()
     val_rows = np.flatnonzero((splits == "val") & (labels >= 0))
-    if not folds and len(val_rows):  # each class is of one scene: something has to choose
+    if not folds and len(val_rows) and "val" in features.dataset.declared_splits:  # each class is of one scene
         folds = [(train_rows, val_rows)]
         notes = note_choice() if plan.report_on == "val" else ()
     head, fits, ridge, study = study_ridge(
