@@ -8,12 +8,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pomona.embedding import Embedding
     from pomona.training import TrainResult
+
+
+# The same examples each time, so that the gate fails for what was changed; POMONA_EXAMPLES=random tries others.
+settings.register_profile("same", derandomize=True)
+settings.register_profile("random", derandomize=False)
+settings.load_profile(os.environ.get("POMONA_EXAMPLES", "same"))
 
 
 @pytest.fixture(scope="session")
