@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from pomona.errors import DataError
+from pomona.evaluation import measure_design_effect
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -121,19 +122,9 @@ def compare_answers(
     n_better, n_worse = int((change > 0).sum()), int((change < 0).sum())
     middle = (n_better - n_worse) / (n + 2)
     variance = (n_better + n_worse + 1 - (n_better - n_worse) ** 2 / (n + 2)) / (n + 2) ** 2
-    half = _Z * float(np.sqrt(variance * _count_dependence(change, groups)))
+    group_of = None if groups is None else np.unique(groups, return_inverse=True)[1].astype(np.int64)
+    half = _Z * float(np.sqrt(variance * measure_design_effect(change, group_of)))
     return Difference(float(change.mean()), max(-1.0, middle - half), min(1.0, middle + half), n_better, n_worse, n)
-
-
-def _count_dependence(change: NDArray[np.float64], groups: NDArray[np.str_] | None) -> float:
-    """How many grouped photos are worth one independent photo, from 1 to the typical size of a group."""
-    if groups is None:
-        return 1.0
-    group_of = np.unique(groups, return_inverse=True)[1]
-    typical = float((np.bincount(group_of).astype(np.float64) ** 2).sum() / len(change))
-    residual = change - change.mean()
-    sums = np.bincount(group_of, weights=residual)
-    return min(max(float((sums @ sums + typical**2) / (residual @ residual + typical)), 1.0), typical)
 
 
 def write_points(share: float) -> str:

@@ -434,7 +434,7 @@ def _measure(
     _, recall, f1 = _score_classes(confusion)
     equal = (shown > 0) / np.count_nonzero(shown)
     by_photos = shown / shown.sum()
-    deff = _design_effect(right, group_of)
+    deff = measure_design_effect(right, group_of)
     plausible = _smooth_rows(confusion, deff)
 
     def with_interval(value: float, n_effective: float) -> Metric:
@@ -480,21 +480,32 @@ def _measure_share(
 ) -> Metric:
     mass = float(len(hits)) if weights is None else float(np.sum(weights))
     share = min(1.0, float(np.average(hits, weights=weights)))
-    return Metric(share, *wilson_interval(share, mass / _design_effect(hits, group_of, weights)), n=len(hits))
+    deff = measure_design_effect(hits, group_of, weights)
+    return Metric(share, *wilson_interval(share, mass / deff), n=len(hits))
 
 
-def _design_effect(
-    hits: NDArray[np.bool_],
+def measure_design_effect(
+    values: NDArray[Any],
     group_of: NDArray[np.int64] | None,
     weights: NDArray[np.floating[Any]] | None = None,
 ) -> float:
-    """How many grouped photos are worth one independent photo, from 1 to the typical size of a group."""
+    """How many grouped photos are worth one independent photo, from 1 to the typical size of a group.
+
+    Parameters
+    ----------
+    values : ndarray of shape (N,)
+        What is averaged over the photos.
+    group_of : ndarray of shape (N,), int64, or None
+        Group of each, from 0; without them each photo stands alone.
+    weights : ndarray of shape (N,), optional
+        How much each counts.
+    """
     if group_of is None:
         return 1.0
-    weights = np.ones(len(hits)) if weights is None else np.asarray(weights, np.float64)
+    weights = np.ones(len(values)) if weights is None else np.asarray(weights, np.float64)
     sizes = np.bincount(group_of, weights)
     typical = float(np.square(sizes).sum() / sizes.sum())
-    residual = hits - np.average(hits, weights=weights)
+    residual = values - np.average(values, weights=weights)
     sums = np.bincount(group_of, weights * residual)
     deff = float((sums @ sums + typical**2) / (weights @ np.square(residual) + typical))
     return min(max(deff, 1.0), max(1.0, typical))
