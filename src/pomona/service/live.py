@@ -319,9 +319,13 @@ class LiveBundle:
         called = names or ["-"] * len(photos)
         done: asyncio.Future[None] = loop.create_future()
 
+        def settle() -> None:
+            if not done.done():
+                done.set_result(None)
+
         def finish(_: Ticket) -> None:
             with contextlib.suppress(RuntimeError):  # the loop has ended, and with it whoever waits
-                loop.call_soon_threadsafe(lambda: done.done() or done.set_result(None))
+                loop.call_soon_threadsafe(settle)
 
         ticket = self.lanes.put(len(photos), lambda i, lane: opened.look(photos[i], called[i], wanted, lane), finish)
         try:

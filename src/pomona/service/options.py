@@ -7,7 +7,7 @@ Why: each limit has one name and one default, for the command line, the page of 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path  # noqa: TC003 - read at run time: it is a flag
 from typing import Annotated
 
 from pomona.errors import OptionError
@@ -70,7 +70,7 @@ class ServeOptions:
     max_request_mb: Annotated[int, "Largest request, in MB."] = 64
     max_photos: Annotated[int, "Most photos of one request."] = 64
     max_megapixels: Annotated[int, "Largest photo, in millions of pixels."] = 60
-    max_wait_s: Annotated[float, "A request that would wait longer for its turn is refused at once."] = 1.0
+    max_wait_s: Annotated[float, "A request that would wait longer for its turn is refused at once."] = 1.5
     photo_s: Annotated[float, "Longest time that decoding one photo may take."] = 5.0
     worker_mb: Annotated[int, "Most memory of a process that decodes, in MB."] = 512
     patience_s: Annotated[float, "Longest time that a client may take to send a request."] = 20.0
