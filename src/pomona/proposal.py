@@ -111,6 +111,8 @@ class Proposal:
         How long it took.
     change : Change
         What is written when it is confirmed.
+    photos : tuple of (str, str)
+        Hash and label of each photo of the inbox that it is made of.
     checksum : str
         Of the manifest of the bundle that it was made for.
     """
@@ -125,6 +127,7 @@ class Proposal:
     notes: tuple[str, ...]
     seconds: float
     change: Change
+    photos: tuple[tuple[str, str], ...]
     checksum: str
 
     @property
@@ -442,6 +445,7 @@ def make_proposal(
         notes=tuple(notes),
         seconds=time.perf_counter() - started_s,
         change=change,
+        photos=tuple((photo.sha256, photo.label) for photo, _ in fresh),
         checksum=bundle.manifest.checksum,
     )
 
@@ -599,9 +603,17 @@ def confirm_proposal(bundle: Bundle, proposal: Proposal, inbox: Inbox) -> tuple[
     ------
     BundleError
         If the recogniser was changed since the proposal was made.
+    DataError
+        If a photo was taken back or got another label since.
     StorageError
         If it cannot be written; the recogniser is then as it was.
     """
+    waiting = {(photo.sha256, photo.label) for photo in inbox.list_photos("waiting")}
+    if gone := [one for one in proposal.photos if one not in waiting]:
+        raise DataError(
+            f"the photo {gone[0][0][:12]} ({gone[0][1]}) was taken back or got another label since this was proposed: "
+            "ask for another proposal"
+        )
     if bundle.manifest.checksum != proposal.checksum:
         raise BundleError(f"{bundle.folder} was changed since this was proposed: ask for another proposal")
     keep_version(bundle.folder)

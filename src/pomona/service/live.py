@@ -259,6 +259,15 @@ class LiveBundle:
             self._warm(opened)
             self._now = opened
 
+    @property
+    def swapping(self) -> threading.RLock:
+        """What is held while another bundle takes over; who holds it longer has the run folder to itself."""
+        return self._swapping
+
+    def renumber(self, version: int) -> None:
+        """Call the bundle that answers another version."""
+        self._now.version = version
+
     def follow(self) -> bool:
         """Take over what stands in the run folder by now; False where that is what answers already.
 
