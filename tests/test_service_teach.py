@@ -25,8 +25,7 @@ if TYPE_CHECKING:
 
     from pomona.training import TrainResult
 
-TOKEN = "a token of the shop"  # no secret: of a service that ends with its test
-TOKEN = TOKEN.replace(" ", "-")
+TOKEN = "-".join(["token", "of", "the", "shop"])  # no secret: of a service that ends with its test
 POMONA = [sys.executable, "-m", "pomona"]
 
 
@@ -92,6 +91,17 @@ def start(promising: TrainResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     yield begin
     for service in started:
         service.close()
+
+
+@pytest.fixture(scope="module")
+def service(promising: TrainResult, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """One service for tests that teach it nothing."""
+    folder = tmp_path_factory.mktemp("service")
+    shutil.copytree(cache_folder() / "learnt", folder / "cache" / "learnt")
+    run = Path(shutil.copytree(promising.bundle.folder, folder / "run"))
+    started = Service(run, folder / "cache", "--max-photo-mb", "1")
+    yield started
+    started.close()
 
 
 @pytest.fixture(scope="session")
@@ -175,10 +185,8 @@ def test_nobody_is_left_without_an_answer_while_it_is_taught(start: Callable[...
     assert {version for _, version in replies} == {1, 2}
 
 
-def test_without_the_token_nothing_is_told_and_nothing_changes(
-    start: Callable[..., Service], grapes: list[Path]
-) -> None:
-    service = start()
+def test_without_the_token_nothing_is_told_and_nothing_changes(service: Service, grapes: list[Path]) -> None:
+    waiting = service.ask("GET", "/teach")["waiting"]
     asked = [
         ("GET", "/teach"),
         ("POST", "/teach"),
@@ -196,15 +204,19 @@ def test_without_the_token_nothing_is_told_and_nothing_changes(
             content = grapes[0].read_bytes() if method == "POST" else None
             reply = service.open.request(method, path, headers=headers, content=content)
             assert (reply.status_code, reply.json()["error"]["code"]) == (401, "token"), (method, path, reply.text)
-    assert service.ask("GET", "/teach")["waiting"] == []
-    with pytest.raises(AssertionError, match="wanted a token too"):
-        Service(service.run, cache_folder(), "--token", "")
+    assert service.ask("GET", "/teach")["waiting"] == waiting
+
+
+def test_without_a_token_there_is_no_teaching(promising: TrainResult) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "POMONA_TOKEN"}
+    command = [*POMONA, "serve", str(promising.bundle.folder), "--port", "0", "--teach"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, "wanted a token too" in done.stderr) == (2, True), done.stderr
 
 
 def test_bad_input_is_named_and_the_service_goes_on(
-    start: Callable[..., Service], grapes: list[Path], promising: TrainResult
+    service: Service, grapes: list[Path], promising: TrainResult
 ) -> None:
-    service = start("--max-photo-mb", "1")
     learnt = next(photo for photo in promising.dataset.photos if photo.split == "train")
     own = promising.dataset.tree.names[learnt.label]
     photo = grapes[0].read_bytes()
@@ -262,8 +274,7 @@ def test_taking_back_ends_a_proposal_that_it_is_in(start: Callable[..., Service]
     assert len(service.ask("GET", "/teach")["waiting"]) == 3
 
 
-def test_labels_are_those_that_people_use(start: Callable[..., Service], grapes: list[Path]) -> None:
-    service = start()
+def test_labels_are_those_that_people_use(service: Service, grapes: list[Path]) -> None:
     classes = service.open.get("/model").json()["classes"]
     one = next(entry for entry in classes if entry["name_zh"])
     for label in (one["name_zh"], one["name_en"].upper(), one["label"].lower(), "/".join(one["path"])):

@@ -11,6 +11,7 @@ import contextlib
 import threading
 from typing import TYPE_CHECKING, Any
 
+from pomona.bundle import parse_manifest
 from pomona.errors import BundleError, DataError, FitError, OptionError, PomonaError
 from pomona.files import hash_bytes
 from pomona.inbox import find_inbox_folder, open_inbox, parse_label
@@ -225,7 +226,7 @@ class Teacher:
 
     def _catch_up(self) -> None:
         """Take note of a bundle that somebody else put into the run folder."""
-        if self.live.bundle.manifest.checksum == self._checksum:
+        if self.live.bundle.manifest.checksum == self._checksum == parse_manifest(self.run).checksum:
             return
         with self.live.swapping:
             self.live.follow()
