@@ -1,7 +1,7 @@
 """A process that decodes photos, as its owner sees it: asked, watched, and replaced when it dies.
 
 In: photo bytes. Out: the square that the network takes, or a `PhotoError`.
-Why: one photo must never take more than itself down. A process that died is replaced and its photo tried once more,
+Why: one photo must never take more than itself down. A process that died is replaced and its photo tried again,
 since another may have been to blame; one that takes too long is ended. Replies carry the number of their request, so
 that none is ever taken for that of another photo.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import mmap
 import os
 import subprocess
 import sys
@@ -22,7 +23,7 @@ import numpy as np
 
 from pomona.errors import PhotoError, ServiceError
 from pomona.photo import DEFAULT_MAX_PIXELS, DEFAULT_MAX_SCANS
-from pomona.service.decode_child import ASK, FAILURE, FAULT, REPLY, SQUARE, THUMBNAIL
+from pomona.service.decode_child import ASK, FAILURE, FAULT, REPLY, SHARED, SHARED_BYTES, SQUARE, THUMBNAIL
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -33,6 +34,15 @@ _MB = 1_000_000
 _CODE_MB = 64  # of a process's memory are its libraries, which the limit on data does not count
 _PIPE_BYTES = 2**20
 _START_S = 30.0
+_STARTS = 5
+_SETTINGS = {
+    "OPENBLAS_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+    # Memory of usual photos is kept from one to the next: asking the system for it each time took a tenth of decoding.
+    "MALLOC_MMAP_THRESHOLD_": str(8 * 2**20),
+    "MALLOC_TRIM_THRESHOLD_": str(32 * 2**20),
+}
+_TRIES = 3  # the process may have been killed for another reason, even twice
 _MODULE = "pomona.service.decode_child"
 
 
@@ -88,6 +98,7 @@ class DecodeWorker:
         self._due_s: float | None = None
         self._is_overdue = False
         self._lock = threading.Lock()
+        self._shared_fd, self._shared = _share_memory()
 
     @property
     def pid(self) -> int | None:
@@ -100,7 +111,7 @@ class DecodeWorker:
             if self._process is not None or self._is_closed:
                 return
             memory_bytes = (self.limits.memory_mb - _CODE_MB) * _MB
-            command = [sys.executable, "-m", _MODULE, str(memory_bytes), str(self.limits.photo_s)]
+            command = [sys.executable, "-m", _MODULE, str(memory_bytes), str(self.limits.photo_s), str(self._shared_fd)]
             try:
                 self._process = subprocess.Popen(  # noqa: S603 - this Python, and numbers
                     command,
@@ -108,7 +119,8 @@ class DecodeWorker:
                     stdout=subprocess.PIPE,
                     stderr=subprocess.DEVNULL,  # what a decoder says of a photo is no line of the log
                     bufsize=0,
-                    env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+                    env={**os.environ, **_SETTINGS},
+                    pass_fds=() if self._shared_fd < 0 else (self._shared_fd,),
                     start_new_session=True,  # Ctrl-C is for the service, which ends it in its own time
                 )
             except OSError as error:
@@ -130,26 +142,27 @@ class DecodeWorker:
         Returns
         -------
         ndarray of shape (size_px, size_px, 3), uint8
+            To be used before the next photo is read: it may lie in memory that the process writes to.
 
         Raises
         ------
         PhotoError
-            If it cannot be used, takes too long or too much memory, or ended the process twice.
+            If it cannot be used, takes too long or too much memory, or ended the process each time.
         ServiceError
             If no process can be started, or lacks a package.
         """
         side = preprocessing.size_px
-        content = self._ask_twice(SQUARE, self.limits.describe(preprocessing), photo, 3 * side * side)
-        return np.frombuffer(content, np.uint8).reshape(side, side, 3)
+        content = self._ask_again(SQUARE, self.limits.describe(preprocessing), photo, 3 * side * side)
+        return np.frombuffer(content, np.uint8, 3 * side * side).reshape(side, side, 3)
 
     def draw_thumbnail(self, preprocessing: Preprocessing, photo: bytes) -> bytes:
         """A small JPEG of a photo; see `read`."""
-        return bytes(self._ask_twice(THUMBNAIL, self.limits.describe(preprocessing), photo, None))
+        return bytes(self._ask_again(THUMBNAIL, self.limits.describe(preprocessing), photo, None))
 
-    def _ask_twice(self, wanted: bytes, settings: bytes, photo: bytes, n_bytes: int | None) -> bytearray:
-        for _ in range(2):
+    def _ask_again(self, wanted: bytes, settings: bytes, photo: bytes, n_bytes: int | None) -> bytearray | mmap.mmap:
+        for _ in range(_TRIES):
+            self._await_ready()
             try:
-                self._await_ready()
                 return self._ask(wanted, settings, photo, n_bytes)
             except _GoneError:
                 was_overdue = self._is_overdue
@@ -158,24 +171,30 @@ class DecodeWorker:
                     raise PhotoError(
                         "took_too_long", f"wanted a photo that is read in {self.limits.photo_s:g} s, it takes longer"
                     ) from None
-        raise PhotoError("corrupt", "reading it ended the process that does so, twice: it is damaged or hostile")
+        raise PhotoError(
+            "corrupt", "reading it ended the process that does so, again and again: it is damaged or hostile"
+        )
 
     def _await_ready(self) -> None:
-        self.start()
-        if not self._is_ready:
+        for _ in range(_STARTS):
+            if self._is_closed:
+                break
+            self.start()
+            if self._is_ready:
+                return
             self._watch(_START_S)
             try:
                 self._read_reply(0)
-            except _GoneError as error:
-                if self._is_closed:
-                    raise
-                code = self._process.poll() if self._process else None
-                raise ServiceError(f"a process to decode photos ended as it began, with status {code}") from error
+            except _GoneError:
+                self._replace()
+            else:
+                self._is_ready = True
+                return
             finally:
                 self._due_s = None
-            self._is_ready = True
+        raise ServiceError("a process to decode photos does not begin; there may be too little memory for it")
 
-    def _ask(self, wanted: bytes, settings: bytes, photo: bytes, n_bytes: int | None) -> bytearray:
+    def _ask(self, wanted: bytes, settings: bytes, photo: bytes, n_bytes: int | None) -> bytearray | mmap.mmap:
         self._number += 1
         self._watch(self.limits.photo_s)
         try:
@@ -189,6 +208,8 @@ class DecodeWorker:
             raise PhotoError(fault, detail)
         if kind == FAILURE:
             raise ServiceError(json.loads(content))
+        if kind == SHARED and self._shared is not None:
+            return self._shared
         if n_bytes is not None and len(content) != n_bytes:
             raise _GoneError
         return content
@@ -263,6 +284,21 @@ class DecodeWorker:
         """Give back what the process held; for the thread it belongs to, when it ends."""
         self._is_closed = True
         self._drop()
+        if self._shared_fd >= 0:
+            os.close(self._shared_fd)
+            self._shared_fd = -1
+
+
+def _share_memory() -> tuple[int, mmap.mmap | None]:
+    """Memory that a process started later can see, where the system has such; -1 and None elsewhere."""
+    if not hasattr(os, "memfd_create"):
+        return -1, None
+    try:
+        shared_fd = os.memfd_create("pomona-square")
+        os.ftruncate(shared_fd, SHARED_BYTES)
+        return shared_fd, mmap.mmap(shared_fd, SHARED_BYTES)
+    except OSError:
+        return -1, None
 
 
 def _widen(pipe: object) -> None:

@@ -14,7 +14,6 @@ import ipaddress
 import sys
 import time
 import traceback
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from pomona.service.faults import RequestError
@@ -167,7 +166,7 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"
 def log(text: str) -> None:
     """Write a line to stderr."""
     with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
-        sys.stderr.write(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {text}\n")
+        sys.stderr.write(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {text}\n")
 
 
 def find_header(scope: Message, name: bytes) -> str:
