@@ -58,7 +58,7 @@ class Bounds:
     decode: float = 0
     resize: float = 1
     scale: float = 1e-5
-    network: float = 1e-3
+    network: float = 1e-4
     head: float = 1e-4
     probabilities: float = 1e-3
     heat_map: float = 1e-2

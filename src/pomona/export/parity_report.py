@@ -24,8 +24,8 @@ PARITY_NAME, PAGE_NAME = "parity.json", "parity.md"
 REPORT_FORMAT = 1
 
 _HOW = (
-    "Each photo went from the bytes of its file to an answer, once through the bundle and once through the export. Each "
-    "stage is judged on what the export itself handed to it."
+    "Each photo went from the bytes of its file to an answer, once through the bundle and once through the export. "
+    "Each stage is judged on what the export itself handed to it."
 )
 
 
@@ -73,11 +73,12 @@ def write_json(report: Mapping[str, Any]) -> str:
 def write_markdown(report: Mapping[str, Any], parities: Sequence[Parity]) -> str:
     """The report for people."""
     bundle = report["bundle"]
+    made = f"pomona {report['pomona_version']}, {report['created']}"
     lines = [
         f"# Parity of {bundle['name']} as {report['format']}",
         "",
-        f"{bundle['n_classes']} classes, network in {bundle['precision']}; pomona {report['pomona_version']}, "
-        + f"{report['created']}. Checksum of the bundle {bundle['checksum']}.",
+        f"{bundle['n_classes']} classes, network in {bundle['precision']}; {made}.",
+        f"Checksum of the bundle: {bundle['checksum']}.",
         "",
         _HOW,
     ]
@@ -92,12 +93,12 @@ def _list_facts(parity: Parity) -> list[str]:
     photos = f"{parity.n_golden} golden photos, {parity.n_real} real ones"
     photos += f", of which neither can use {parity.n_failed}" if parity.n_failed else ""
     bounds = parity.bounds
+    decided = f"where the best class leads by {parity.tie_band:g} or more"
+    moved = f"{parity.largest:.2g} at most, {parity.mean:.2g} on average over photos"
     lines = [
         f"- Photos: {photos}.",
-        f"- Labels: {parity.n_agreed} of {parity.n_decided} agree where the best class leads by {parity.tie_band:g} or "
-        + f"more; below that, in the tie band, {parity.n_ties_turned} differ.",
-        f"- A probability differs by {parity.largest:.2g} at most, {parity.mean:.2g} on average over photos"
-        + f"{_allow(bounds.probabilities)}.",
+        f"- Labels: {parity.n_agreed} of {parity.n_decided} agree {decided}; of ties, {parity.n_ties_turned} differ.",
+        f"- A probability differs by {moved}{_allow(bounds.probabilities)}.",
     ]
     if parity.strangeness is not None:
         lines.append(f"- Strangeness differs by {parity.strangeness:.2g} at most{_allow(bounds.probabilities)}.")
