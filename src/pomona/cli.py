@@ -61,6 +61,7 @@ _OPTIONS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "train": ("pomona.training", "TrainOptions", ("data",)),
     "benchmark": ("pomona.benchmark", "BenchmarkOptions", ("data",)),
     "export": ("pomona.export", "ExportOptions", ("run",)),
+    "serve": ("pomona.service.options", "ServeOptions", ("run",)),
 }
 """Where the options class of a command is, and which of its fields are arguments."""
 
@@ -784,6 +785,13 @@ def export(options: Any, *, as_json: Json = False) -> None:
     print_places(out, {"Export": result.folder, "Parity": result.folder / PAGE_NAME})
 
 
+def serve(options: Any) -> None:
+    """Answer over HTTP: a page for people, an API for programs. Ends in order at Ctrl-C."""
+    from pomona.service.server import serve as serve_run
+
+    serve_run(options)
+
+
 _COMMANDS = (
     demo,
     check,
@@ -801,5 +809,6 @@ _COMMANDS = (
     backbones,
     fetch,
     export,
+    serve,
 )
 """In the order of the help."""

@@ -18,6 +18,7 @@ Why: only the edge (`cli`) turns an error into an exit code, so every layer belo
     │   ├── BundleDamagedError its files do not match their hashes
     │   └── BundleFormatError  it was written by a newer Pomona
     ├── ExportError            an export cannot be made, or does not answer as the bundle does
+    ├── ServiceError           the service cannot start, such as where its port is in use
     └── StorageError           a file could not be read or written: full disk, no permission
 """
 
@@ -35,6 +36,9 @@ PhotoFault = Literal[
     "truncated",
     "too_many_pixels",
     "no_pixels",
+    "too_many_scans",
+    "took_too_long",
+    "too_much_memory",
 ]
 """Why one photo cannot be used."""
 
@@ -139,3 +143,7 @@ class ExportError(PomonaError):
 
 class StorageError(PomonaError):
     """A file could not be read or written: a full disk, no permission, a path in the way."""
+
+
+class ServiceError(PomonaError):
+    """The service cannot start: its port is in use, its processes do not begin."""
