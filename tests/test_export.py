@@ -144,6 +144,7 @@ def test_golden_photos_are_the_same_each_time_and_of_every_kind() -> None:
     from pomona.photo import read_header
 
     files = dict(encode_photos(64, 64))
+    encode_photos.cache_clear()
     assert files == dict(encode_photos(64, 64))
     notes = {note for content in files.values() for note in read_header(content).notes}
     assert {"grayscale", "rotated", "palette", "alpha", "16-bit"} <= notes
