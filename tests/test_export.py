@@ -129,6 +129,12 @@ def test_the_order_of_sides_is_that_of_the_installed_pillow() -> None:
         assert same == (may_start_down == starts_down())
 
 
+def test_loading_the_graph_makes_no_noise(capfd: pytest.CaptureFixture[str]) -> None:
+    for contract, _ in CONTRACTS:
+        ort.InferenceSession(build_resize(contract).SerializeToString())
+    assert capfd.readouterr() == ("", "")
+
+
 def test_photos_of_one_size_go_in_one_batch() -> None:
     session = ort.InferenceSession(build_resize(Preprocessing(64, fit="pad")).SerializeToString())
     noise = draw_noise(90, 70, 3)
