@@ -1,0 +1,90 @@
+// A photo file to upright sRGB pixels, by the browser's own decoder and colour management.
+//
+// In: a blob. Out: {pixels, width, height}, three bytes a pixel, or a PhotoFault.
+// Why: large JPEG photos are learnt at a half, a quarter or an eighth of their size, each pixel the mean of a block of
+// the file's grid. Browsers decode whole photos only: the means are taken here, in strips, so that no second copy of a
+// large photo is held.
+
+import { PhotoFault, checkSize, readPhotoFile } from "./photo_file.js";
+
+const STRIP_ROWS = 512; // a multiple of 8, so that no block is divided
+
+export const chooseDivisor = (width, height, atLeast) => {
+  const nTimes = atLeast ? Math.floor(Math.min(width, height) / atLeast) : 1;
+  return [8, 4, 2].find((n) => nTimes >= n) ?? 1;
+};
+
+// Where the blocks along a side begin: the file's grid begins at the end where the photo was turned round.
+export const gridStart = (length, divisor, isTurned) => (isTurned ? -((divisor - (length % divisor)) % divisor) : 0);
+
+// Means of blocks: sums of a strip of RGBA rows are added to `sums`, three to a pixel, and their number to `counts`.
+function addStrip(rgba, width, rows, top, plan) {
+  for (let y = 0; y < rows; y += 1) {
+    const row = Math.floor((top + y - plan.top) / plan.divisor) * plan.width;
+    for (let x = 0; x < width; x += 1) {
+      const to = row + Math.floor((x - plan.left) / plan.divisor);
+      const from = (y * width + x) * 4;
+      plan.sums[to * 3] += rgba[from];
+      plan.sums[to * 3 + 1] += rgba[from + 1];
+      plan.sums[to * 3 + 2] += rgba[from + 2];
+      plan.counts[to] += 1;
+    }
+  }
+}
+
+function copyStrip(rgba, pixels, start) {
+  let at = start;
+  for (let from = 0; from < rgba.length; from += 4) {
+    pixels[at] = rgba[from];
+    pixels[at + 1] = rgba[from + 1];
+    pixels[at + 2] = rgba[from + 2];
+    at += 3;
+  }
+}
+
+// Pixels of something that can be drawn, at a fraction of its size.
+export function readPixels(image, divisor = 1, orientation = 1) {
+  const { width, height } = image;
+  const left = gridStart(width, divisor, [2, 3, 6, 7].includes(orientation));
+  const top = gridStart(height, divisor, [3, 4, 7, 8].includes(orientation));
+  const across = Math.ceil(width / divisor);
+  const down = Math.ceil(height / divisor);
+  const pixels = new Uint8Array(across * down * 3);
+  const plan = divisor > 1 ? { divisor, left, top, width: across, sums: new Uint32Array(pixels.length), counts: new Uint32Array(across * down) } : null;
+  const canvas = new OffscreenCanvas(width, Math.min(height, STRIP_ROWS));
+  const pen = canvas.getContext("2d", { willReadFrequently: true, colorSpace: "srgb" });
+  for (let y = 0; y < height; y += STRIP_ROWS) {
+    const rows = Math.min(STRIP_ROWS, height - y);
+    pen.fillStyle = "#fff"; // what is transparent lies on white
+    pen.fillRect(0, 0, width, rows);
+    pen.drawImage(image, 0, y, width, rows, 0, 0, width, rows);
+    const rgba = pen.getImageData(0, 0, width, rows).data;
+    if (plan) addStrip(rgba, width, rows, y, plan);
+    else copyStrip(rgba, pixels, y * width * 3);
+  }
+  if (plan) {
+    for (let i = 0; i < pixels.length; i += 1) {
+      const n = plan.counts[Math.floor(i / 3)];
+      pixels[i] = Math.floor((plan.sums[i] + n / 2) / n);
+    }
+  }
+  return { pixels, width: across, height: down };
+}
+
+export async function decodePhoto(blob, { decode_px: atLeast = null, max_pixels: maxPixels }) {
+  const found = readPhotoFile(new Uint8Array(await blob.arrayBuffer()), maxPixels);
+  let image;
+  try {
+    image = await createImageBitmap(blob, { imageOrientation: "from-image", premultiplyAlpha: "default" });
+  } catch (error) {
+    const known = ["tiff", "heic", "avif"].includes(found.format) ? "unsupported" : "corrupt";
+    throw new PhotoFault(known, `this ${found.format.toUpperCase()} file cannot be decoded by this browser: ${error.message}`);
+  }
+  try {
+    checkSize(image, maxPixels);
+    const divisor = found.format === "jpeg" ? chooseDivisor(image.width, image.height, atLeast) : 1;
+    return readPixels(image, divisor, found.orientation);
+  } finally {
+    image.close();
+  }
+}
