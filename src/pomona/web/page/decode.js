@@ -14,15 +14,12 @@ export const chooseDivisor = (width, height, atLeast) => {
   return [8, 4, 2].find((n) => nTimes >= n) ?? 1;
 };
 
-// Where the blocks along a side begin: the file's grid begins at the end where the photo was turned round.
-export const gridStart = (length, divisor, isTurned) => (isTurned ? -((divisor - (length % divisor)) % divisor) : 0);
-
 // Means of blocks: sums of a strip of RGBA rows are added to `sums`, three to a pixel, and their number to `counts`.
 function addStrip(rgba, width, rows, top, plan) {
   for (let y = 0; y < rows; y += 1) {
-    const row = Math.floor((top + y - plan.top) / plan.divisor) * plan.width;
+    const row = Math.floor((top + y) / plan.divisor) * plan.width;
     for (let x = 0; x < width; x += 1) {
-      const to = row + Math.floor((x - plan.left) / plan.divisor);
+      const to = row + Math.floor(x / plan.divisor);
       const from = (y * width + x) * 4;
       plan.sums[to * 3] += rgba[from];
       plan.sums[to * 3 + 1] += rgba[from + 1];
@@ -43,14 +40,12 @@ function copyStrip(rgba, pixels, start) {
 }
 
 // Pixels of something that can be drawn, at a fraction of its size.
-export function readPixels(image, divisor = 1, orientation = 1) {
+export function readPixels(image, divisor = 1) {
   const { width, height } = image;
-  const left = gridStart(width, divisor, [2, 3, 6, 7].includes(orientation));
-  const top = gridStart(height, divisor, [3, 4, 7, 8].includes(orientation));
   const across = Math.ceil(width / divisor);
   const down = Math.ceil(height / divisor);
   const pixels = new Uint8Array(across * down * 3);
-  const plan = divisor > 1 ? { divisor, left, top, width: across, sums: new Uint32Array(pixels.length), counts: new Uint32Array(across * down) } : null;
+  const plan = divisor > 1 ? { divisor, width: across, sums: new Uint32Array(pixels.length), counts: new Uint32Array(across * down) } : null;
   const canvas = new OffscreenCanvas(width, Math.min(height, STRIP_ROWS));
   const pen = canvas.getContext("2d", { willReadFrequently: true, colorSpace: "srgb" });
   for (let y = 0; y < height; y += STRIP_ROWS) {
@@ -71,11 +66,34 @@ export function readPixels(image, divisor = 1, orientation = 1) {
   return { pixels, width: across, height: down };
 }
 
+// Undo how the camera was held: orientation 1-8 of CIPA DC-008, tag 274.
+export function turnUpright({ pixels, width, height }, orientation) {
+  if (orientation === 1) return { pixels, width, height };
+  const isTurned = orientation >= 5;
+  const [across, down] = isTurned ? [height, width] : [width, height];
+  const isFlippedX = [2, 3, 6, 7].includes(orientation);
+  const isFlippedY = [3, 4, 7, 8].includes(orientation);
+  const out = new Uint8Array(pixels.length);
+  let to = 0;
+  for (let row = 0; row < down; row += 1) {
+    const y = isFlippedY ? down - 1 - row : row;
+    for (let column = 0; column < across; column += 1) {
+      const x = isFlippedX ? across - 1 - column : column;
+      const from = (isTurned ? x * width + y : y * width + x) * 3;
+      out[to] = pixels[from];
+      out[to + 1] = pixels[from + 1];
+      out[to + 2] = pixels[from + 2];
+      to += 3;
+    }
+  }
+  return { pixels: out, width: across, height: down };
+}
+
 export async function decodePhoto(blob, { decode_px: atLeast = null, max_pixels: maxPixels }) {
   const found = readPhotoFile(new Uint8Array(await blob.arrayBuffer()), maxPixels);
   let image;
   try {
-    image = await createImageBitmap(blob, { imageOrientation: "from-image", premultiplyAlpha: "default" });
+    image = await createImageBitmap(new Blob(found.parts), { imageOrientation: "from-image" });
   } catch (error) {
     const known = ["tiff", "heic", "avif"].includes(found.format) ? "unsupported" : "corrupt";
     throw new PhotoFault(known, `this ${found.format.toUpperCase()} file cannot be decoded by this browser: ${error.message}`);
@@ -83,7 +101,7 @@ export async function decodePhoto(blob, { decode_px: atLeast = null, max_pixels:
   try {
     checkSize(image, maxPixels);
     const divisor = found.format === "jpeg" ? chooseDivisor(image.width, image.height, atLeast) : 1;
-    return readPixels(image, divisor, found.orientation);
+    return turnUpright(readPixels(image, divisor), found.orientation);
   } finally {
     image.close();
   }

@@ -1,8 +1,10 @@
 // What the bytes of a photo file say before a browser decodes it: format, size, how it was held, and plain faults.
 //
-// In: bytes. Out: {format, width, height, orientation}, or a PhotoFault.
+// In: bytes. Out: {format, width, height, orientation, parts}, or a PhotoFault; `parts` are the bytes to decode.
 // Why: browsers show what is left of a damaged file and refuse others without a reason. A photo that the recogniser
-// would refuse is refused here too, by the same name.
+// would refuse is refused here too, by the same name. And what browsers do each in their own way is taken out of the
+// bytes first: how a JPEG or WebP photo was held is then undone by `decode.js`, and a PNG is its still picture, without
+// the gamma that the recogniser never looked at.
 
 export class PhotoFault extends Error {
   constructor(fault, detail) {
@@ -10,6 +12,11 @@ export class PhotoFault extends Error {
     this.fault = fault;
   }
 }
+
+const viewOf = (bytes, from, to) => {
+  const start = Math.min(bytes.length, from);
+  return new DataView(bytes.buffer, bytes.byteOffset + start, Math.max(0, Math.min(bytes.length, to) - start));
+};
 
 const text = (bytes, from, to) => String.fromCharCode(...bytes.subarray(from, to));
 
@@ -51,8 +58,8 @@ function readOrientation(view) {
 }
 
 function readJpeg(bytes, view) {
-  const found = { format: "jpeg", width: 0, height: 0, orientation: 1 };
-  let hasExif = false;
+  const found = { format: "jpeg", width: 0, height: 0, orientation: 1, parts: [bytes] };
+  const exifs = [];
   let at = 2;
   while (at + 4 <= bytes.length) {
     if (bytes[at] !== 0xff) {
@@ -70,17 +77,23 @@ function readJpeg(bytes, view) {
     if (isFrame && !found.width && at + 9 <= bytes.length) {
       found.height = view.getUint16(at + 5);
       found.width = view.getUint16(at + 7);
-      found.components = bytes[at + 9];
-    } else if (marker === 0xe1 && !hasExif && text(bytes, at + 4, at + 10) === "Exif\0\0") {
-      hasExif = true;
-      const end = Math.min(bytes.length, at + 2 + size);
-      found.orientation = readOrientation(new DataView(bytes.buffer, bytes.byteOffset + at + 10, Math.max(0, end - at - 10)));
+    } else if (marker === 0xe1 && text(bytes, at + 4, at + 10) === "Exif\0\0") {
+      if (!exifs.length) found.orientation = readOrientation(viewOf(bytes, at + 10, at + 2 + size));
+      exifs.push(at + 4);
     }
     at += 2 + size;
   }
   if (!found.width) throw new PhotoFault("truncated", "this JPEG file ends before it says how large it is");
   requireEnd(bytes, at);
+  if (found.orientation > 1) found.parts = [hide(bytes, exifs)];
   return found;
+}
+
+// The same bytes with what stands at some places renamed, so that no decoder knows it.
+function hide(bytes, places) {
+  const copy = bytes.slice();
+  for (const at of places) copy[at] = 0x78;
+  return copy;
 }
 
 // The mark at the end of a JPEG stands after its last scan; what a camera adds behind it does not count.
@@ -91,26 +104,43 @@ function requireEnd(bytes, from) {
   throw new PhotoFault("truncated", "this JPEG file ends before its pixels do");
 }
 
+const IGNORED_CHUNKS = new Set(["acTL", "fcTL", "fdAT", "cHRM", "cICP", "gAMA"]);
+
 function readPng(bytes, view) {
   if (text(bytes, 12, 16) !== "IHDR" || bytes.length < 33) {
     throw new PhotoFault("truncated", "this PNG file ends before it says how large it is");
   }
+  const parts = [bytes.subarray(0, 8)];
   let at = 8;
   while (at + 8 <= bytes.length) {
-    if (text(bytes, at + 4, at + 8) === "IEND") return { format: "png", width: view.getUint32(16), height: view.getUint32(20) };
-    at += 12 + view.getUint32(at);
+    const kind = text(bytes, at + 4, at + 8);
+    const end = at + 12 + view.getUint32(at);
+    if (!IGNORED_CHUNKS.has(kind)) parts.push(bytes.subarray(at, end));
+    if (kind === "IEND") return { format: "png", width: view.getUint32(16), height: view.getUint32(20), parts };
+    at = end;
   }
   throw new PhotoFault("truncated", "this PNG file ends before its pixels do");
+}
+
+function readWebp(bytes, view) {
+  if (view.getUint32(4, true) + 8 > bytes.length) throw new PhotoFault("truncated", "this WebP file ends too soon");
+  for (let at = 12; at + 8 <= bytes.length; ) {
+    const size = view.getUint32(at + 4, true);
+    if (text(bytes, at, at + 4) === "EXIF") {
+      const start = at + 8 + (text(bytes, at + 8, at + 14) === "Exif\0\0" ? 6 : 0);
+      const orientation = readOrientation(viewOf(bytes, start, at + 8 + size));
+      return { format: "webp", orientation, parts: [orientation > 1 ? hide(bytes, [at]) : bytes] };
+    }
+    at += 8 + size + (size % 2);
+  }
+  return { format: "webp" };
 }
 
 const READERS = {
   jpeg: readJpeg,
   png: readPng,
   gif: (bytes, view) => ({ format: "gif", width: view.getUint16(6, true), height: view.getUint16(8, true) }),
-  webp: (bytes, view) => {
-    if (view.getUint32(4, true) + 8 > bytes.length) throw new PhotoFault("truncated", "this WebP file ends too soon");
-    return { format: "webp" };
-  },
+  webp: readWebp,
 };
 
 export function readPhotoFile(bytes, maxPixels) {
@@ -121,14 +151,14 @@ export function readPhotoFile(bytes, maxPixels) {
     if (stranger) throw new PhotoFault("unsupported", `${stranger[1]} files cannot be decoded: convert it to JPEG or PNG`);
     throw new PhotoFault("not_an_image", "wanted JPEG, PNG, WebP, BMP, GIF or AVIF, got something else");
   }
-  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+  const view = viewOf(bytes, 0, bytes.length);
   let found = { format };
   if (READERS[format]) {
     if (bytes.length < 16) throw new PhotoFault("truncated", `this ${format.toUpperCase()} file ends too soon`);
     found = READERS[format](bytes, view);
   }
   checkSize(found, maxPixels);
-  return { orientation: 1, ...found };
+  return { orientation: 1, parts: [bytes], ...found };
 }
 
 export function checkSize({ width, height }, maxPixels) {
