@@ -28,7 +28,7 @@ function explainAnswer(model, { answer, unknown, sure, top, label }) {
   if (sure === true && model.promise) parts.push(say("sure", { share: inHundred(model.promise) }));
   if (sure === false) parts.push(say("unsure"));
   if (answer.label !== label) parts.push(say("coarse", { name: nameOf(top[0]) }));
-  return parts.join(" ");
+  return parts.join(say("gap"));
 }
 
 // The answer in large letters, with what is to be known of it; also what is under the camera.
@@ -72,7 +72,7 @@ function drawNearest({ nearest, label }) {
 
 export class Card {
   constructor(model, { file, blob, onRemove, teaching = null }) {
-    Object.assign(this, { model, file, blob, onRemove, teaching, prediction: null, isMapOn: false, url: URL.createObjectURL(blob) });
+    Object.assign(this, { model, file, blob, onRemove, teaching, prediction: null, isMapOn: false, ratio: 1, url: URL.createObjectURL(blob) });
     this.element = make("li", { className: "card", tabIndex: -1 });
     this.draw();
   }
@@ -92,14 +92,16 @@ export class Card {
     const hasAnswer = Boolean(prediction?.answer);
     this.element.setAttribute("aria-busy", String(!prediction));
     const remove = make("button", { type: "button", className: "close", onclick: () => this.onRemove(this), attributes: { "aria-label": say("remove", { file: this.file }) } }, "×");
-    const told = make("div", { className: "told" }, ...(hasAnswer ? this.#drawTold() : this.#drawRest()));
-    this.element.replaceChildren(make("div", { className: "view" }, ...this.#drawView()), told, remove);
+    const told = make("div", { className: "told" }, remove, ...(hasAnswer ? this.#drawTold() : this.#drawRest()));
+    this.element.replaceChildren(make("div", { className: "view" }, ...this.#drawView()), told);
   }
 
   #drawView() {
     const { prediction } = this;
     const isFaulty = prediction && !prediction.answer;
-    const frame = make("div", { className: "frame" }, isFaulty ? make("span", { className: "none" }, say("no_picture")) : make("img", { src: this.url, alt: say("photo_of", { file: this.file }), decoding: "async" }));
+    const picture = make("div", { className: "picture", style: { "--ratio": this.isMapOn && this.#isSquare ? 1 : this.ratio } });
+    const frame = make("div", { className: "frame" }, isFaulty ? make("span", { className: "none" }, say("no_picture")) : picture);
+    picture.append(this.#drawPhoto(picture));
     const name = make("p", { className: "file", title: this.file }, this.file);
     if (!prediction?.heat_map) return [frame, name];
     const button = make("button", { type: "button", attributes: { "aria-pressed": String(this.isMapOn) } }, say("map_show"));
@@ -109,8 +111,23 @@ export class Card {
       this.element.querySelector(".map-tools button").focus();
     };
     const legend = make("span", { className: "legend", hidden: !this.isMapOn }, say("map_against"), make("i", { attributes: { "aria-hidden": "true" } }), say("map_for"));
-    if (this.isMapOn) frame.append(this.#drawMap());
+    if (this.isMapOn) picture.append(this.#drawMap());
     return [frame, make("div", { className: "map-tools" }, button, legend), name];
+  }
+
+  // Whether the network sees another part of a photo than the whole; its map then lies on that square alone.
+  get #isSquare() {
+    return (this.model.preprocessing?.fit ?? "squash") !== "squash";
+  }
+
+  #drawPhoto(picture) {
+    const image = make("img", { alt: say("photo_of", { file: this.file }), decoding: "async" });
+    image.onload = () => {
+      this.ratio = image.naturalWidth / image.naturalHeight;
+      if (!this.isMapOn) picture.style.setProperty("--ratio", this.ratio);
+    };
+    image.src = this.url;
+    return image;
   }
 
   #drawMap() {

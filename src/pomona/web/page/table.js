@@ -105,7 +105,7 @@ export class Table {
     const rest = [];
     if (this.state !== "busy" && done) rest.push(this.#sumUp());
     if (this.nOthers) rest.push(say("others", { n: this.nOthers }));
-    find("batch-rest").textContent = rest.join(" ");
+    find("batch-rest").textContent = rest.join(say("gap"));
   }
 
   #sumUp() {
