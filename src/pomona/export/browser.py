@@ -19,13 +19,14 @@ from pomona.export.web_runtime import WebRuntime, load_runtime
 from pomona.files import make_folder, write_atomic
 from pomona.heat_map import HEAT_MAP
 from pomona.model_file import MODEL_NAME
-from pomona.photo import DEFAULT_MAX_PIXELS, MAX_FILE_BYTES
+from pomona.photo import DEFAULT_MAX_PIXELS, DEFAULT_MAX_SCANS, MAX_FILE_BYTES
 from pomona.prediction import UNKNOWN_LABEL
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from pomona.bundle import Bundle
+    from pomona.prediction import Speaker
 
 _OTHERS = frozenset({"service_recogniser.js", "offline.js", "index.html"})
 """Files of the page that are not copied as they are."""
@@ -58,45 +59,74 @@ def describe_model(bundle: Bundle, *, name: str, version: int = 1) -> dict[str, 
     Returns
     -------
     dict
-        What ``GET /model`` of the service gives, and beside it ``nodes`` above the classes, ``top`` (numbers of the nodes
-        that no other is above), ``thresholds``, and ``preprocessing``.
+        What ``GET /model`` of the service gives, and beside it the limits of decoding, ``preprocessing``, and what
+        `describe_speaker` gives.
     """
-    speaker = bundle.speaker
-    n_classes = len(bundle.tree)
     outputs = bundle.whole_engine.outputs
-    nodes = []
-    for node in range(n_classes, len(speaker.nodes.paths)):
-        common = find_node_name(speaker.nodes.paths[node])
-        nodes.append(
-            {
-                "label": speaker.node_names[node],
-                "name_en": common.name_en if common else None,
-                "name_zh": common.name_zh if common else None,
-                "members": [int(c) for c in speaker.nodes.member[:, node].nonzero()[0]],
-            }
-        )
-    promise = bundle.promise
     return {
         "name": name,
         "version": version,
         "created": bundle.manifest.created,
-        "classes": [
-            {"label": label, "path": list(path), "name_en": one.name_en, "name_zh": one.name_zh, "plu": one.plu}
-            for label, path, one in zip(bundle.tree.names, bundle.tree.paths, bundle.names, strict=True)
-        ],
-        "promise": None if promise is None else promise.share,
         "can_tell_unknown": UNKNOWN_LABEL in outputs,
         "can_explain": HEAT_MAP in outputs,
         "can_teach": False,
         "max_photo_bytes": MAX_FILE_BYTES,
         "max_photos": None,
         "max_pixels": DEFAULT_MAX_PIXELS,
-        "nodes": nodes,
-        "top": [int(node) for node in speaker.nodes.top],
-        "thresholds": None
-        if promise is None
-        else {"least_answer": promise.least_answer, "least_shortlist": promise.least_shortlist},
+        "max_scans": DEFAULT_MAX_SCANS,
         "preprocessing": asdict(bundle.preprocessing),
+        **describe_speaker(bundle.speaker),
+    }
+
+
+def describe_speaker(speaker: Speaker) -> dict[str, Any]:
+    """What the page has to know to say what a speaker says.
+
+    Parameters
+    ----------
+    speaker : Speaker
+        Classes, their names, and what is promised.
+
+    Returns
+    -------
+    dict
+        ``classes``; ``nodes`` above them, each with the numbers of its classes; ``top``, numbers of the nodes that no other
+        is above; ``promise`` and ``thresholds``.
+
+    Examples
+    --------
+    >>> from pomona.class_names import ClassName
+    >>> from pomona.class_tree import ClassTree
+    >>> from pomona.prediction import Speaker
+    >>> tree = ClassTree.from_paths(["Apple/Gala", "Apple/Fuji", "Kiwi"])
+    >>> described = describe_speaker(Speaker(tree, (ClassName(),) * 3, None))
+    >>> described["nodes"][0]["members"], described["top"], described["thresholds"]
+    ([0, 1], [2, 3], None)
+    """
+    tree, nodes, promise = speaker.tree, speaker.nodes, speaker.promise
+    thresholds = None
+    if promise is not None:
+        thresholds = {"least_answer": promise.least_answer, "least_shortlist": promise.least_shortlist}
+    above = []
+    for node in range(len(tree), len(nodes.paths)):
+        common = find_node_name(nodes.paths[node])
+        above.append(
+            {
+                "label": speaker.node_names[node],
+                "name_en": common.name_en if common else None,
+                "name_zh": common.name_zh if common else None,
+                "members": [int(c) for c in nodes.member[:, node].nonzero()[0]],
+            }
+        )
+    return {
+        "classes": [
+            {"label": label, "path": list(path), "name_en": one.name_en, "name_zh": one.name_zh, "plu": one.plu}
+            for label, path, one in zip(tree.names, tree.paths, speaker.names, strict=True)
+        ],
+        "nodes": above,
+        "top": [int(node) for node in nodes.top],
+        "promise": None if promise is None else promise.share,
+        "thresholds": thresholds,
     }
 
 

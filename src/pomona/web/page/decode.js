@@ -89,8 +89,8 @@ export function turnUpright({ pixels, width, height }, orientation) {
   return { pixels: out, width: across, height: down };
 }
 
-export async function decodePhoto(blob, { decode_px: atLeast = null, max_pixels: maxPixels }) {
-  const found = readPhotoFile(new Uint8Array(await blob.arrayBuffer()), maxPixels);
+export async function decodePhoto(blob, limits, atLeast = null) {
+  const found = readPhotoFile(new Uint8Array(await blob.arrayBuffer()), limits);
   let image;
   try {
     image = await createImageBitmap(new Blob(found.parts), { imageOrientation: "from-image" });
@@ -99,9 +99,12 @@ export async function decodePhoto(blob, { decode_px: atLeast = null, max_pixels:
     throw new PhotoFault(known, `this ${found.format.toUpperCase()} file cannot be decoded by this browser: ${error.message}`);
   }
   try {
-    checkSize(image, maxPixels);
+    checkSize(image, limits.max_pixels);
     const divisor = found.format === "jpeg" ? chooseDivisor(image.width, image.height, atLeast) : 1;
     return turnUpright(readPixels(image, divisor), found.orientation);
+  } catch (error) {
+    if (error instanceof PhotoFault) throw error;
+    throw new PhotoFault("too_much_memory", `this browser has no room for its ${image.width} x ${image.height} pixels: shrink it`);
   } finally {
     image.close();
   }

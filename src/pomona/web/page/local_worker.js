@@ -75,7 +75,7 @@ const strangenessOf = (values) => (values.unknown ? values.unknown[0] : null);
 async function answer({ blob, name, explain, topk, trace }) {
   const { model, session } = await opened;
   const { preprocessing } = model;
-  const photo = await decodePhoto(blob, { decode_px: preprocessing.decode_px, max_pixels: model.max_pixels });
+  const photo = await decodePhoto(blob, model, preprocessing.decode_px);
   const square = fitPhoto(photo, preprocessing);
   const values = await runGraph({ model, session }, square);
   const prediction = speak(model, name, values.probabilities, strangenessOf(values), topk);

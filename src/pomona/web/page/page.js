@@ -13,6 +13,7 @@ import { Teaching } from "./teach.js";
 import { chooseLanguage, currentLanguage, formatShare, hasWord, nameOf, onLanguage, say, setLanguage } from "./words.js";
 
 const MOST_CARDS = 8; // more photos at once are a table
+const isTouched = matchMedia("(hover: none)").matches;
 const cards = [];
 
 let recogniser = null;
@@ -95,8 +96,6 @@ async function take({ photos, nOthers, isFolder }) {
     return;
   }
   showFault(null);
-  find("batch").hidden = false;
-  find("batch").scrollIntoView({ block: "start" });
   try {
     await table.fill(recogniser, photos, nOthers);
     announce(find("batch-text").textContent);
@@ -123,7 +122,7 @@ function listenToFiles() {
       if (files.length) take(gatherFiles(files, { isFolder }));
     };
   }
-  find("choose-folder").hidden = !("webkitdirectory" in HTMLInputElement.prototype) || matchMedia("(hover: none)").matches;
+  find("choose-folder").hidden = !("webkitdirectory" in HTMLInputElement.prototype) || isTouched;
   document.addEventListener("paste", (event) => {
     const files = [...(event.clipboardData?.files ?? [])];
     if (files.length) take(gatherFiles(files));
@@ -173,6 +172,7 @@ function showLoading(share) {
 
 async function begin() {
   listenToLanguages();
+  if (isTouched) for (const key of ["drop", "drop_hint"]) document.querySelector(`[data-word="${key}"]`).dataset.word = `${key}_touch`;
   await setLanguage(chooseLanguage());
   showLoading(null);
   try {

@@ -57,7 +57,23 @@ function readOrientation(view) {
   return 1;
 }
 
-function readJpeg(bytes, view) {
+// As cameras write up to ten; each scan is a walk over the whole photo.
+function checkScans(bytes, view, from, maxScans) {
+  let nScans = 0;
+  for (let at = from; at + 4 <= bytes.length; ) {
+    const marker = bytes[at + 1];
+    if (bytes[at] === 0xff && marker === 0xd9) return;
+    if (bytes[at] !== 0xff || marker <= 1 || marker >= 0xff || (marker >= 0xd0 && marker <= 0xd8)) {
+      at += 1;
+      continue;
+    }
+    nScans += marker === 0xda ? 1 : 0;
+    if (nScans > maxScans) throw new PhotoFault("too_many_scans", `wanted a JPEG of at most ${maxScans} scans, it has more: save it as a plain JPEG`);
+    at += 2 + view.getUint16(at + 2);
+  }
+}
+
+function readJpeg(bytes, view, maxScans) {
   const found = { format: "jpeg", width: 0, height: 0, orientation: 1, parts: [bytes] };
   const exifs = [];
   let at = 2;
@@ -85,6 +101,7 @@ function readJpeg(bytes, view) {
   }
   if (!found.width) throw new PhotoFault("truncated", "this JPEG file ends before it says how large it is");
   requireEnd(bytes, at);
+  checkScans(bytes, view, at, maxScans);
   if (found.orientation > 1) found.parts = [hide(bytes, exifs)];
   return found;
 }
@@ -143,7 +160,17 @@ const READERS = {
   webp: readWebp,
 };
 
-export function readPhotoFile(bytes, maxPixels) {
+// A header that points behind the end of its file is one of a file that was cut short.
+function readBounded(read, format) {
+  try {
+    return read();
+  } catch (error) {
+    if (!(error instanceof RangeError)) throw error;
+    throw new PhotoFault("truncated", `this ${format.toUpperCase()} file ends too soon`);
+  }
+}
+
+export function readPhotoFile(bytes, { max_pixels: maxPixels, max_scans: maxScans = Infinity }) {
   if (!bytes.length) throw new PhotoFault("empty", "wanted a photo, got no bytes");
   const format = sniffFormat(bytes);
   if (format === null) {
@@ -155,7 +182,7 @@ export function readPhotoFile(bytes, maxPixels) {
   let found = { format };
   if (READERS[format]) {
     if (bytes.length < 16) throw new PhotoFault("truncated", `this ${format.toUpperCase()} file ends too soon`);
-    found = READERS[format](bytes, view);
+    found = readBounded(() => READERS[format](bytes, view, maxScans), format);
   }
   checkSize(found, maxPixels);
   return { orientation: 1, parts: [bytes], ...found };

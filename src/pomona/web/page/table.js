@@ -39,6 +39,7 @@ export class Table {
     find("batch").hidden = false;
     find("table").tBodies[0].replaceChildren();
     this.draw();
+    find("batch").scrollIntoView({ block: "start" });
     const keep = (prediction, i) => {
       if (abort !== this.abort || abort.signal.aborted) return;
       this.#addRow({ prediction: { ...prediction, file: photos[i].path }, file: photos[i].file });
@@ -87,7 +88,7 @@ export class Table {
       make("th", { scope: "row" }, open),
       make("td", { className: isOdd ? "said" : "" }, answer ? nameOf(answer) : "–"),
       make("td", { className: "num" }, answer && !unknown ? formatShare(answer.score) : ""),
-      make("td", {}, remarkOf(prediction)),
+      make("td", { className: "remark" }, remarkOf(prediction)),
       make("td", {}, top[1] ? nameOf(top[1]) : ""),
       make("td", {}, unknown ? "" : (answer?.plu ?? plu ?? "")),
     );
@@ -98,6 +99,7 @@ export class Table {
     const tookS = (performance.now() - this.begun) / 1000;
     const leftS = done ? (tookS / done) * (this.n - done) : 0;
     Object.assign(find("batch-bar"), { value: this.n ? done / this.n : 0, hidden: this.state !== "busy" });
+    find("batch").classList.toggle("busy", this.state === "busy");
     find("cancel").hidden = this.state !== "busy";
     find("download").disabled = !done;
     const key = { busy: done ? "batch_progress" : "batch_begin", done: "batch_done", cancelled: "batch_cancelled", idle: "batch_begin" }[this.state];
