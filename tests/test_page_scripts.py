@@ -19,7 +19,7 @@ from pomona.backbone import Preprocessing
 from pomona.class_names import ClassName
 from pomona.class_tree import ClassTree
 from pomona.errors import PhotoError
-from pomona.export.browser import describe_speaker, list_page_files
+from pomona.export.browser import describe_preprocessing, describe_speaker, list_page_files
 from pomona.photo import read_header
 from pomona.prediction import Speaker
 from pomona.trust import Promise
@@ -96,12 +96,7 @@ def test_photos_are_fitted_as_pillow_fits_them_to_the_bit(node: Node) -> None:
             "photo": base64.b64encode(photo.tobytes()).decode(),
             "width": photo.shape[1],
             "height": photo.shape[0],
-            "preprocessing": {
-                "size_px": steps.size_px,
-                "fit": steps.fit,
-                "resample": steps.resample,
-                "crop_share": steps.crop_share,
-            },
+            "preprocessing": describe_preprocessing(steps),
         }
         for photo, steps in cases
     ]

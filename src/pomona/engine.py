@@ -64,7 +64,7 @@ def _import_openvino() -> Any:
 
 
 @functools.cache
-def _open_core() -> Any:
+def open_core() -> Any:
     """OpenVINO's one entry, kept as long as the process.
 
     On a CPU with AVX-512 its plugin gives the thread that loads it another stack for signals, and takes it away where
@@ -117,7 +117,7 @@ class Engine:
             "ENABLE_CPU_PINNING": False,
         }
         try:
-            core = _open_core()
+            core = open_core()
             model = core.read_model(network)
             if outputs is not None:
                 model = _prune(model, outputs, network)

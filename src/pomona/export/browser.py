@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pomona.class_names import find_node_name
 from pomona.errors import OptionError
+from pomona.export.resizing import starts_down
 from pomona.export.web_runtime import WebRuntime, load_runtime
 from pomona.files import make_folder, write_atomic
 from pomona.heat_map import HEAT_MAP
@@ -25,6 +26,7 @@ from pomona.prediction import UNKNOWN_LABEL
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from pomona.backbone import Preprocessing
     from pomona.bundle import Bundle
     from pomona.prediction import Speaker
 
@@ -74,9 +76,14 @@ def describe_model(bundle: Bundle, *, name: str, version: int = 1) -> dict[str, 
         "max_photos": None,
         "max_pixels": DEFAULT_MAX_PIXELS,
         "max_scans": DEFAULT_MAX_SCANS,
-        "preprocessing": asdict(bundle.preprocessing),
+        "preprocessing": describe_preprocessing(bundle.preprocessing),
         **describe_speaker(bundle.speaker),
     }
+
+
+def describe_preprocessing(preprocessing: Preprocessing) -> dict[str, Any]:
+    """A contract as plain values, and ``may_start_down``: in which order the Pillow of this recogniser resizes."""
+    return asdict(preprocessing) | {"may_start_down": starts_down()}
 
 
 def describe_speaker(speaker: Speaker) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 //
 // In: RGB bytes and a preprocessing. Out: RGB bytes of the square.
 // Why: a browser's own resizer differs from Pillow's, and from one browser to the next, by more than a network forgives.
-// The steps are those of Pillow's `Resample.c` for 8-bit pixels: antialiased, weights in fixed point, rows first.
+// The steps are those of Pillow's `Resample.c` for 8-bit pixels: antialiased, weights in fixed point, across before down;
+// from Pillow 13 on the other way round where that side loses more than twice the pixels, if `may_start_down` says so.
 
 const PRECISION_BITS = 32 - 8 - 2;
 const ONE = 2 ** PRECISION_BITS;
@@ -53,6 +54,7 @@ const clip = (sum) => {
   return level < 0 ? 0 : level > 255 ? 255 : level;
 };
 
+// Rows from one to another of a photo, brought to another width.
 function resizeRows(pixels, width, rowFrom, rowTo, nOut, plan) {
   const out = new Uint8Array((rowTo - rowFrom) * nOut * 3);
   let at = 0;
@@ -79,6 +81,7 @@ function resizeRows(pixels, width, rowFrom, rowTo, nOut, plan) {
   return out;
 }
 
+// Rows `rowFrom` and on of a photo, brought to another height.
 function resizeColumns(pixels, width, rowFrom, nOut, plan) {
   const stride = width * 3;
   const out = new Uint8Array(nOut * stride);
@@ -96,21 +99,23 @@ function resizeColumns(pixels, width, rowFrom, nOut, plan) {
 }
 
 // Part `box` (left, top, right, bottom) of a photo, resized; the whole where there is no box.
-export function resizePhoto({ pixels, width, height }, nAcross, nDown, resample, box = [0, 0, width, height]) {
-  const filter = FILTERS[resample];
+export function resizePhoto({ pixels, width, height }, nAcross, nDown, steps, box = [0, 0, width, height]) {
+  const filter = FILTERS[steps.resample];
   const [left, top, right, bottom] = box.map(Math.fround);
   const isAcross = nAcross !== width || left !== 0 || right !== nAcross;
   const isDown = nDown !== height || top !== 0 || bottom !== nDown;
+  const across = listWeights(width, left, right, nAcross, filter);
   const down = listWeights(height, top, bottom, nDown, filter);
-  let rowFrom = 0;
-  let found = pixels;
-  if (isAcross) {
-    const across = listWeights(width, left, right, nAcross, filter);
-    const last = nDown - 1;
-    rowFrom = isDown ? down.firsts[0] : 0;
-    found = resizeRows(pixels, width, rowFrom, isDown ? down.firsts[last] + down.counts[last] : height, nAcross, across);
+  if (!isAcross && !isDown) return pixels.slice();
+  if (!isDown) return resizeRows(pixels, width, 0, height, nAcross, across);
+  if (!isAcross) return resizeColumns(pixels, width, 0, nDown, down);
+  const lost = [width - nAcross, height - nDown];
+  if (steps.may_start_down && lost[1] > 0 && 2 * lost[0] < lost[1]) {
+    return resizeRows(resizeColumns(pixels, width, 0, nDown, down), width, 0, nDown, nAcross, across);
   }
-  return isDown ? resizeColumns(found, nAcross, rowFrom, nDown, down) : found.slice();
+  const last = nDown - 1;
+  const rows = resizeRows(pixels, width, down.firsts[0], down.firsts[last] + down.counts[last], nAcross, across);
+  return resizeColumns(rows, nAcross, down.firsts[0], nDown, down);
 }
 
 // Python's `round`: of two that are as near, the even one.
@@ -121,18 +126,19 @@ const roundEven = (x) => {
 };
 
 // What the network takes of a photo {pixels, width, height}, as `Preprocessing.apply` has it.
-export function fitPhoto(photo, { size_px: side, fit, resample, crop_share: share = 1 }) {
+export function fitPhoto(photo, steps) {
+  const { size_px: side, fit, crop_share: share = 1 } = steps;
   const { pixels, width, height } = photo;
   if (width === side && height === side && share === 1) return pixels.slice();
   if (fit !== "pad") {
     const short = Math.min(width, height);
     const [across, down] = (fit === "squash" ? [width, height] : [short, short]).map((length) => length * share);
     const [left, top] = [(width - across) / 2, (height - down) / 2];
-    return resizePhoto(photo, side, side, resample, [left, top, left + across, top + down]);
+    return resizePhoto(photo, side, side, steps, [left, top, left + across, top + down]);
   }
   const factor = side / Math.max(width, height);
   const [across, down] = [width, height].map((length) => Math.max(1, roundEven(length * factor)));
-  const inner = resizePhoto(photo, across, down, resample);
+  const inner = resizePhoto(photo, across, down, steps);
   const canvas = new Uint8Array(side * side * 3).fill(PAPER);
   const [left, top] = [Math.floor((side - across) / 2), Math.floor((side - down) / 2)];
   for (let y = 0; y < down; y += 1) {
