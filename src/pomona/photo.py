@@ -45,8 +45,8 @@ DEFAULT_MAX_PIXELS = 60_000_000
 """Largest photo decoded unless another limit is named: more than cameras write as sold; its RGB takes 180 MB."""
 
 DEFAULT_MAX_SCANS = 100
-"""Most scans of a JPEG that is decoded unless another limit is named: cameras write up to ten, and each one costs a walk
-over the whole photo, so that a small file of thousands keeps a core busy for minutes."""
+"""Most scans of a JPEG that is decoded unless another limit is named: cameras write up to ten, and each one costs a
+walk over the whole photo, so that a small file of thousands keeps a core busy for minutes."""
 
 MAX_FILE_BYTES = 2**30
 """Largest file that is read: more than any photo within the pixel limit needs, less than a machine's memory."""
@@ -580,8 +580,8 @@ def _scan_jpeg(data: bytes) -> _JpegFrame | None:
 def _require_scans(data: bytes, max_scans: int) -> None:
     """Refuse a JPEG of too many scans.
 
-    The two bytes of a scan's marker may stand in a thumbnail or in a film behind the photo too, so that only more of them
-    than are allowed is a reason to walk from segment to segment, which is slower.
+    The two bytes of a scan's marker may stand in a thumbnail or in a film behind the photo too, so that only more of
+    them than are allowed is a reason to walk from segment to segment, which is slower.
     """
     if data.count(b"\xff\xda") <= max_scans:
         return

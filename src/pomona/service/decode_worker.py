@@ -102,7 +102,7 @@ class DecodeWorker:
             memory_bytes = (self.limits.memory_mb - _CODE_MB) * _MB
             command = [sys.executable, "-m", _MODULE, str(memory_bytes), str(self.limits.photo_s)]
             try:
-                self._process = subprocess.Popen(
+                self._process = subprocess.Popen(  # noqa: S603 - this Python, and numbers
                     command,
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,

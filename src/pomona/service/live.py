@@ -43,7 +43,9 @@ if TYPE_CHECKING:
 
 _N_THUMBNAILS = 256
 _SEEN_QUALITY = 85
-_TINY_PHOTO = b"BM" + struct.pack("<IHHIIiiHHIIiiII", 54 + 192, 0, 0, 54, 40, 8, 8, 1, 24, 0, 192, 0, 0, 0, 0) + b"\x7f" * 192
+_TINY_PHOTO = (
+    b"BM" + struct.pack("<IHHIIiiHHIIiiII", 54 + 192, 0, 0, 54, 40, 8, 8, 1, 24, 0, 192, 0, 0, 0, 0) + b"\x7f" * 192
+)
 """A grey square of 8 x 8, as BMP: what warms a bundle."""
 
 
@@ -257,6 +259,15 @@ class LiveBundle:
             self._warm(opened)
             self._now = opened
 
+    @property
+    def swapping(self) -> threading.RLock:
+        """What is held while another bundle takes over; who holds it longer has the run folder to itself."""
+        return self._swapping
+
+    def renumber(self, version: int) -> None:
+        """Call the bundle that answers another version."""
+        self._now.version = version
+
     def follow(self) -> bool:
         """Take over what stands in the run folder by now; False where that is what answers already.
 
@@ -317,13 +328,15 @@ class LiveBundle:
         called = names or ["-"] * len(photos)
         done: asyncio.Future[None] = loop.create_future()
 
+        def settle() -> None:
+            if not done.done():
+                done.set_result(None)
+
         def finish(_: Ticket) -> None:
             with contextlib.suppress(RuntimeError):  # the loop has ended, and with it whoever waits
-                loop.call_soon_threadsafe(lambda: done.done() or done.set_result(None))
+                loop.call_soon_threadsafe(settle)
 
-        ticket = self.lanes.put(
-            len(photos), lambda i, lane: opened.look(photos[i], called[i], wanted, lane), finish
-        )
+        ticket = self.lanes.put(len(photos), lambda i, lane: opened.look(photos[i], called[i], wanted, lane), finish)
         try:
             await done
         except asyncio.CancelledError:

@@ -1,8 +1,8 @@
 """Connections of clients that take their time.
 
 In: bytes of a connection. Out: requests, or its end.
-Why: uvicorn waits for ever for the head of a request, so that a few thousand silent connections would use up a service's
-files. Its own parser is kept; this adds the two limits that it lacks.
+Why: uvicorn waits for ever for the head of a request, so that a few thousand silent connections would use up a
+service's files. Its own parser is kept; this adds the two limits that it lacks.
 """
 
 from __future__ import annotations

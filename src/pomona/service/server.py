@@ -7,14 +7,13 @@ ends the process, Ctrl-C or a supervisor, ends it in order.
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import os
 import signal
 import socket
-import sys
 import threading
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pomona.engine import count_cpus
@@ -25,6 +24,7 @@ from pomona.service.lanes import Lanes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from pomona.service.live import LiveBundle
     from pomona.service.options import ServeOptions
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 _GRACE_S = 10
 _POLL_S = 1.0
 _RETRY_POLLS = 5
-_HEADER_S = 10.0
 _BACKLOG = 1024
 
 
@@ -92,7 +91,11 @@ def open_listener(host: str, port: int) -> socket.socket:
             listener.close()
             raise
     except OSError as error:
-        reason = "it is in use: name another with --port" if error.errno == 98 else error.strerror or str(error)
+        reason = (
+            "it is in use: name another with --port"
+            if error.errno == errno.EADDRINUSE
+            else error.strerror or str(error)
+        )
         raise ServiceError(f"cannot listen at {host}, port {port}: {reason}") from error
     return listener
 
@@ -150,7 +153,6 @@ def _serve_at(
         server_header=False,
         timeout_keep_alive=30,
         timeout_graceful_shutdown=_GRACE_S,
-        h11_max_incomplete_event_size=None,
     )
     server = uvicorn.Server(config)
     where = f"http://{_write_address(listener)}"
