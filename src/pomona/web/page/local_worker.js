@@ -79,7 +79,7 @@ async function answer({ blob, name, explain, topk, trace }) {
   const square = fitPhoto(photo, preprocessing);
   const values = await runGraph({ model, session }, square);
   const prediction = speak(model, name, values.probabilities, strangenessOf(values), topk);
-  if (trace) prediction.trace = { photo, square, probabilities: values.probabilities, heat_map: values.heat_map ?? null };
+  if (trace) prediction.trace = { photo, square, outputs: values };
   if (explain && values.heat_map) {
     prediction.heat_map = { side: Math.sqrt(values.heat_map.length), values: Array.from(values.heat_map) };
     prediction.seen = await drawSeen(square, preprocessing.size_px);

@@ -153,7 +153,7 @@ export class Teaching {
     const items = waiting.map(({ photo, label }) => {
       const url = this.thumbnails.get(photo);
       const remove = make("button", { type: "button", className: "quiet", disabled: this.isBusy, attributes: { "aria-label": `${say("waiting_remove")}: ${label}` }, onclick: () => this.#do(() => this.teach.remove(photo).then(() => this.#refresh())) }, say("waiting_remove"));
-      return make("li", {}, url ? make("img", { src: url, alt: "" }) : make("span", { className: "none" }), make("p", {}, label), remove);
+      return make("li", {}, url ? make("img", { src: url, alt: "" }) : null, make("p", {}, label), remove);
     });
     const check = proposal ? null : this.#button("check", () => this.#propose(), "main");
     const busy = this.isBusy && this.isChecking ? make("p", { className: "hint waiting" }, say("checking")) : null;
