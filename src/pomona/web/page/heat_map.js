@@ -40,7 +40,7 @@ function findScale(values) {
 // Paint a canvas with what the network saw, an image, under its map.
 export function paintMap(canvas, image, { side: n, values }) {
   Object.assign(canvas, { width: SIDE, height: SIDE });
-  const pen = canvas.getContext("2d");
+  const pen = canvas.getContext("2d", { willReadFrequently: true });
   pen.imageSmoothingQuality = "high";
   pen.drawImage(image, 0, 0, SIDE, SIDE);
   const picture = pen.getImageData(0, 0, SIDE, SIDE);

@@ -153,6 +153,7 @@ function listenToLanguages() {
   for (const button of buttons) button.onclick = () => setLanguage(button.dataset.language, { isChosen: true });
   onLanguage(() => {
     for (const button of buttons) button.setAttribute("aria-pressed", String(button.dataset.language === currentLanguage()));
+    announce("");
     if (fault) showFault(fault);
     if (!recogniser) return;
     drawModel();

@@ -81,7 +81,7 @@ export class Teaching {
     if (!label) return;
     await this.#do(async () => {
       const added = await this.teach.add(card.blob, label);
-      this.thumbnails.set(added.photo, card.url);
+      this.thumbnails.set(added.photo, URL.createObjectURL(card.blob)); // the card's own goes with the card
       card.taught = label;
       card.draw();
       this.onSay(say("teach_added", { name: label }));
