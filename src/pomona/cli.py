@@ -31,6 +31,7 @@ from pomona.console import (
     print_difference,
     print_effects,
     print_evaluation,
+    print_export,
     print_forecast,
     print_json,
     print_places,
@@ -60,6 +61,7 @@ _OPTIONS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "train": ("pomona.training", "TrainOptions", ("data",)),
     "benchmark": ("pomona.benchmark", "BenchmarkOptions", ("data",)),
     "serve": ("pomona.service.options", "ServeOptions", ("run",)),
+    "export": ("pomona.export", "ExportOptions", ("run",)),
 }
 """Where the options class of a command is, and which of its fields are arguments."""
 
@@ -831,6 +833,23 @@ def inbox_export(
     print_places(out, {"Photos": tree.folder})
 
 
+def export(options: Any, *, as_json: Json = False) -> None:
+    """Write a recogniser as ONNX, OpenVINO, int8 or an image; nothing is written unless it answers the same."""
+    from pomona.export import export_bundle
+    from pomona.export.parity_report import PAGE_NAME
+
+    with show_progress() as on_progress:
+        result = export_bundle(options, on_progress=on_progress)
+    for note in result.notes:
+        warn(note)
+    if as_json:
+        print_json(result.to_dict())
+        return
+    out = open_console(sys.stdout)
+    print_export(out, result)
+    print_places(out, {"Export": result.folder, "Parity": result.folder / PAGE_NAME})
+
+
 _COMMANDS = (
     demo,
     check,
@@ -848,5 +867,6 @@ _COMMANDS = (
     backbones,
     fetch,
     serve,
+    export,
 )
 """In the order of the help."""

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from pomona.bundle import Bundle
     from pomona.prediction import Speaker
 
+MODEL_PATH = "page/model.onnx"
+"""Where the graph is in the folder."""
+
 _OTHERS = frozenset({"service_recogniser.js", "offline.js", "index.html"})
 """Files of the page that are not copied as they are."""
 
@@ -172,7 +175,7 @@ def list_web_files(
         **{f"page/{one}": content for one, content in page.items() if one not in _OTHERS},
         "page/recogniser.js": page["local_recogniser.js"],
         "page/model.json": json.dumps(described, ensure_ascii=False, indent=1).encode("utf-8"),
-        "page/model.onnx": graph,
+        MODEL_PATH: graph,
         **{f"page/runtime/{one}": content for one, content in runtime.files.items()},
     }
     del files["page/local_recogniser.js"]

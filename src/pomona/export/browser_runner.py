@@ -24,12 +24,18 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 import numpy as np
 
 from pomona.errors import ExportError, PhotoError, PhotoFault
+from pomona.export.runtimes import OnnxNetwork
 from pomona.export.trace import Trace
+from pomona.export.web_runtime import PACKAGE, VERSION
+from pomona.files import storage_errors
+from pomona.heat_map import HEAT_MAP
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
+
+    from pomona.bundle import Bundle
 
 CHROMIUM_ARGUMENTS = (
     "--no-sandbox",
@@ -148,11 +154,16 @@ class BrowserRunner:
     side: int | None
     is_native: bool = False
 
+    @classmethod
+    def of(cls, bundle: Bundle, folder: Path) -> BrowserRunner:
+        """What runs the page of a bundle."""
+        engine = bundle.whole_engine
+        side = engine.run(np.zeros((1, *engine.shape), np.uint8))[HEAT_MAP].shape[1] if HEAT_MAP in engine.outputs else None
+        return cls(folder, bundle.preprocessing.size_px, side)
+
     @property
     def name(self) -> str:
         """Browser and runtime."""
-        from pomona.export.web_runtime import PACKAGE, VERSION
-
         return f"{PACKAGE} {VERSION} in Chromium, by playwright {metadata.version('playwright')}"
 
     def follow(self, photos: Sequence[bytes], *, shows_stages: bool) -> Iterator[Trace | PhotoError]:
@@ -179,6 +190,37 @@ class BrowserRunner:
         pixels = _unpack(photo["pixels"], np.uint8).reshape(photo["height"], photo["width"], 3)
         square = _unpack(found["square"], np.uint8).reshape(self.size_px, self.size_px, 3)
         return Trace(outputs, pixels, square)
+
+
+class PlainRunner:
+    """The graph of a page in ONNX Runtime, where there is no browser; what the page does before it is done in Python.
+
+    Parameters
+    ----------
+    bundle : Bundle
+        What was exported.
+    path : Path
+        The graph.
+    """
+
+    is_native = False
+
+    def __init__(self, bundle: Bundle, path: Path) -> None:
+        self.name = f"ONNX Runtime {metadata.version('onnxruntime')}, without the page's JavaScript"
+        self._preprocessing = bundle.preprocessing
+        with storage_errors(f"read {path}"):
+            self._network = OnnxNetwork(path.read_bytes())
+
+    def follow(self, photos: Sequence[bytes], *, shows_stages: bool) -> Iterator[Trace | PhotoError]:
+        """Answer for the content of photo files, in order."""
+        for photo in photos:
+            try:
+                square = self._preprocessing.read(photo)
+            except PhotoError as error:
+                yield error
+                continue
+            outputs = {name: np.asarray(values[0]) for name, values in self._network.compute(square[None]).items()}
+            yield Trace(outputs, None, square if shows_stages else None)
 
 
 def _unpack(text: str, kind: type) -> NDArray[Any]:
