@@ -296,3 +296,66 @@ def test_both_languages_say_the_same_things() -> None:
     for key, text in english.items():
         places = [set(part.split("}")[0] for part in one.split("{")[1:]) for one in (text, chinese[key])]
         assert places[0] == places[1] or key.endswith("_one"), key
+
+
+# --- small JPEG -----------------------------------------------------------------------------------------------------
+
+REDUCE = """
+import { decodeReduced } from "./jpeg.js";
+console.log(JSON.stringify(given.map(({ photo, divisor }) => {
+  const found = decodeReduced(Uint8Array.from(Buffer.from(photo, "base64")), divisor);
+  return found && { ...found, pixels: Buffer.from(found.pixels).toString("base64") };
+})));
+"""
+
+
+def draw_scene(rng: np.random.Generator, width: int, height: int) -> Image.Image:
+    """Slopes, edges and grain, as far as black and white, where clipping shows."""
+    y, x = np.mgrid[:height, :width]
+    waves = [np.sin(x / rng.uniform(2, 30) + y / rng.uniform(2, 30) + c) for c in range(3)]
+    levels = 128 + 150 * np.stack(waves, -1) + rng.normal(0, 20, (height, width, 3))
+    return Image.fromarray(levels.clip(0, 255).astype(np.uint8))
+
+
+def test_a_small_jpeg_is_libjpegs_to_the_bit(node: Node) -> None:
+    from pomona.photo import decode_photo
+
+    rng = np.random.default_rng(5)
+    cases: list[tuple[bytes, int, str]] = []
+    for sampling in ("4:4:4", "4:2:2", "4:2:0"):
+        for divisor in (2, 4, 8):
+            for progressive in (False, True):
+                width, height = (int(side) for side in rng.integers(64, 140, 2))
+                file, quality = io.BytesIO(), int(rng.integers(30, 98))
+                restart = {"restart_marker_blocks": 3} if rng.random() < 0.3 else {}
+                scene = draw_scene(rng, width, height)
+                scene.save(file, "JPEG", quality=quality, subsampling=sampling, progressive=progressive, **restart)
+                cases.append((file.getvalue(), divisor, f"{sampling} 1/{divisor} {width}x{height} {progressive}"))
+    for divisor in (2, 4, 8):
+        file = io.BytesIO()
+        draw_scene(rng, 97, 71).convert("L").save(file, "JPEG", quality=80)
+        cases.append((file.getvalue(), divisor, f"grey 1/{divisor}"))
+    given = [{"photo": base64.b64encode(photo).decode(), "divisor": divisor} for photo, divisor, _ in cases]
+    for (photo, divisor, name), found in zip(cases, node.run(REDUCE, given), strict=True):
+        shortest = min(Image.open(io.BytesIO(photo)).size)
+        wanted = decode_photo(photo, at_least_px=shortest // divisor)
+        got = np.frombuffer(base64.b64decode(found["pixels"]), np.uint8).reshape(found["height"], found["width"], 3)
+        np.testing.assert_array_equal(got, wanted, err_msg=name)
+
+
+def test_a_small_jpeg_with_bytes_missing_inside_is_refused(node: Node) -> None:
+    file = io.BytesIO()
+    draw_scene(np.random.default_rng(7), 120, 120).save(file, "JPEG", quality=90)
+    photo = file.getvalue()
+    start = photo.index(b"\xff\xda") + 20
+    holed = photo[: start + 300] + photo[start + 900 :]
+    script = REDUCE.replace("const found =", "let found; try { found =").replace("return found", "} catch (e) { return e.fault; } return found")
+    assert node.run(script, [{"photo": base64.b64encode(holed).decode(), "divisor": 2}]) == ["corrupt"]
+
+
+def test_a_jpeg_of_another_kind_is_left_to_the_browser(node: Node) -> None:
+    file = io.BytesIO()
+    draw_scene(np.random.default_rng(6), 64, 64).convert("CMYK").save(file, "JPEG")
+    cut = save_photo("JPEG")[:200]
+    given = [{"photo": base64.b64encode(photo).decode(), "divisor": 2} for photo in (file.getvalue(), cut, b"\xff\xd8\xff")]
+    assert node.run(REDUCE, given) == [None, None, None]

@@ -5,6 +5,7 @@
 // the file's grid. Browsers decode whole photos only: the means are taken here, in strips, so that no second copy of a
 // large photo is held.
 
+import { decodeReduced } from "./jpeg.js";
 import { PhotoFault, checkSize, readPhotoFile } from "./photo_file.js";
 
 const STRIP_ROWS = 512; // a multiple of 8, so that no block is divided
@@ -91,6 +92,11 @@ export function turnUpright({ pixels, width, height }, orientation) {
 
 export async function decodePhoto(blob, limits, atLeast = null) {
   const found = readPhotoFile(new Uint8Array(await blob.arrayBuffer()), limits);
+  const known = chooseDivisor(found.width, found.height, atLeast);
+  if (found.format === "jpeg" && known > 1 && !found.hasProfile) {
+    const small = decodeReduced(found.parts[0], known);
+    if (small) return turnUpright(small, found.orientation);
+  }
   let image;
   try {
     image = await createImageBitmap(new Blob(found.parts), { imageOrientation: "from-image" });

@@ -74,7 +74,7 @@ function checkScans(bytes, view, from, maxScans) {
 }
 
 function readJpeg(bytes, view, maxScans) {
-  const found = { format: "jpeg", width: 0, height: 0, orientation: 1, parts: [bytes] };
+  const found = { format: "jpeg", width: 0, height: 0, orientation: 1, hasProfile: false, parts: [bytes] };
   const exifs = [];
   let at = 2;
   while (at + 4 <= bytes.length) {
@@ -96,6 +96,8 @@ function readJpeg(bytes, view, maxScans) {
     } else if (marker === 0xe1 && text(bytes, at + 4, at + 10) === "Exif\0\0") {
       if (!exifs.length) found.orientation = readOrientation(viewOf(bytes, at + 10, at + 2 + size));
       exifs.push(at + 4);
+    } else if (marker === 0xe2 && text(bytes, at + 4, at + 15) === "ICC_PROFILE") {
+      found.hasProfile = true;
     }
     at += 2 + size;
   }
