@@ -1,4 +1,4 @@
-"""The page in a real browser: exported to a folder on any static server, and served by the service, teaching included."""
+"""The page in a real browser: as a folder on any static server, and from the service, where it teaches, too."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pomona.bundle import load_bundle
 from pomona.errors import MissingPackageError, StorageError
 from pomona.export.browser import write_web
 from pomona.export.browser_runner import CHROMIUM_ARGUMENTS, find_chromium, say_missing, serve_folder
@@ -28,6 +27,7 @@ from pomona.export.web_runtime import load_runtime
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from pomona.bundle import Bundle
     from pomona.training import TrainResult
 
 TOKEN = "a-token-for-tests"
@@ -58,9 +58,32 @@ def runtime() -> Path | None:
 
 
 @pytest.fixture(scope="module")
-def photos(promising: TrainResult) -> list[Path]:
-    """Photos of the data that the recogniser was trained on, in order."""
-    return sorted((promising.bundle.folder.parent / "fruit").rglob("*.jpg"))
+def fruit(promising: TrainResult) -> Path:
+    """Photos of five kinds, in folders."""
+    return promising.bundle.folder.parent / "fruit"
+
+
+@pytest.fixture(scope="module")
+def photos(fruit: Path) -> list[Path]:
+    """The same, in order."""
+    return sorted(fruit.rglob("*.jpg"))
+
+
+@pytest.fixture(scope="module")
+def plain(fruit: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A recogniser on them in float32, which every runtime computes alike, as a machine that prefers it makes."""
+    from pomona import training
+    from pomona.effort import Machine
+    from pomona.training import TrainOptions, train
+
+    folder = tmp_path_factory.mktemp("plain")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("POMONA_CACHE", str(folder / "cache"))
+        patch.setattr(training, "measure_machine", lambda _n_workers: Machine(1.0, 9.0, 1.0))
+        options = TrainOptions(data=fruit, output=folder / "run", effort="instant", imgsz=64, promise=0.8)
+        bundle = train(options).bundle
+    assert bundle.manifest.embedding.precision == "f32"
+    return bundle
 
 
 @pytest.fixture(scope="module")
@@ -90,12 +113,12 @@ def browser(film: Path) -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def exported(promising: TrainResult, runtime: Path | None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported(plain: Bundle, runtime: Path | None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page as a folder, below the root of a server, as on a shared web space."""
     root = tmp_path_factory.mktemp("web")
     folder = root / "some where" / "fruit"
     folder.mkdir(parents=True)
-    write_web(load_bundle(promising.bundle.folder), folder, name="fruit <b>&amp;", runtime=runtime)
+    write_web(plain, folder, name="fruit <b>&amp;", runtime=runtime)
     return root
 
 
@@ -132,10 +155,29 @@ def static(exported: Path) -> Iterator[str]:
         yield f"{address}some%20where/fruit/"
 
 
-@pytest.fixture
-def shop(browser: Any, static: str) -> Iterator[Shop]:
+@pytest.fixture(scope="module")
+def desk(browser: Any, static: str) -> Iterator[Shop]:
+    """A window on the exported page for many tests: loading the recogniser takes longer than most of them."""
     with open_shop(browser, static) as found:
         yield found
+
+
+@pytest.fixture
+def shop(desk: Shop) -> Iterator[Shop]:
+    desk.page.evaluate(CLEAN)
+    yield desk
+    complaints = desk.complaints.copy()
+    desk.complaints.clear()
+    assert complaints == []
+
+
+CLEAN = """() => {
+  document.querySelector("#stop").click();
+  document.querySelector("#clear").click();
+  document.querySelector("#table").tBodies[0].replaceChildren();
+  document.querySelector("#batch").hidden = true;
+  document.querySelector("[data-language=en]").click();
+}"""
 
 
 def expect(locator: Any) -> Any:
@@ -159,7 +201,8 @@ DROP = """async ([files]) => {
     transfer.items.add(new File([bytes], name, { type: "image/jpeg" }));
   }
   for (const type of ["dragenter", "dragover", "drop"]) {
-    document.getElementById("give").dispatchEvent(new DragEvent(type, { dataTransfer: transfer, bubbles: true, cancelable: true }));
+    const how = { dataTransfer: transfer, bubbles: true, cancelable: true };
+    document.getElementById("give").dispatchEvent(new DragEvent(type, how));
   }
 }"""
 
@@ -178,17 +221,17 @@ def encode(path: Path, name: str | None = None) -> list[str]:
 
 
 def test_a_photo_that_is_dropped_is_answered_as_the_bundle_answers(
-    shop: Shop, promising: TrainResult, photos: list[Path]
+    shop: Shop, plain: Bundle, photos: list[Path]
 ) -> None:
     shop.page.evaluate(DROP, [[encode(photos[0])]])
     card = shop.page.locator("#cards > li")
     expect(card.locator(".answer")).to_be_visible()
-    wanted = next(load_bundle(promising.bundle.folder).predict([photos[0]]))
+    wanted = next(plain.predict([photos[0]]))
     assert wanted.answer is not None
     assert card.locator(".answer > span").first.inner_text() == (wanted.answer.name_en or wanted.answer.label)
     bars = card.locator(".bars li")
-    assert [bar.locator(".name").inner_text() for bar in bars.all()][0] == (wanted.name_en or wanted.label)
-    assert abs(float(bars.first.locator(".num").inner_text().rstrip("%")) / 100 - (wanted.score or 0)) < 0.05
+    assert bars.first.locator(".name").inner_text() == (wanted.name_en or wanted.label)
+    assert abs(float(bars.first.locator(".num").inner_text().rstrip("%")) / 100 - (wanted.score or 0)) <= 0.0015
     expect(shop.page.locator("#said")).to_contain_text(photos[0].name)
 
 
@@ -250,7 +293,10 @@ def test_the_camera_is_answered_again_and_again_until_it_is_stopped(shop: Shop) 
     expect(page.locator("#pace")).to_contain_text("answers a second")
     page.get_by_role("button", name="Keep this picture").click()
     expect(page.locator("#cards .answer")).to_be_visible()
-    assert page.locator("#live .answer > span").first.inner_text() == page.locator("#cards .answer > span").first.inner_text()
+    assert (
+        page.locator("#live .answer > span").first.inner_text()
+        == page.locator("#cards .answer > span").first.inner_text()
+    )
     page.get_by_role("button", name="Stop").click()
     expect(page.locator("#camera")).to_be_hidden()
     assert page.evaluate("document.getElementById('video').srcObject") is None
@@ -265,17 +311,15 @@ def test_the_language_changes_everything_and_is_remembered(shop: Shop, photos: l
     expect(page.locator("html")).to_have_attribute("lang", "zh-Hans")
     chinese = page.locator("body").inner_text()
     words = {one.strip() for one in english.splitlines() if re.search("[a-z]{3}", one)}
-    kept = {one for one in words & {line.strip() for line in chinese.splitlines()} if one not in {"English", photos[0].name}}
+    kept = {
+        one for one in words & {line.strip() for line in chinese.splitlines()} if one not in {"English", photos[0].name}
+    }
     assert {one for one in kept if "fruit <b>" not in one} == set()
     page.reload()
     page.locator("html[data-ready]").wait_for()
     assert page.locator("html").get_attribute("lang") == "zh-Hans"
     assert page.locator("[data-language=zh]").get_attribute("aria-pressed") == "true"
-
-
-def test_a_browser_in_chinese_begins_in_chinese(browser: Any, static: str) -> None:
-    with open_shop(browser, static, locale="zh-CN") as shop:
-        assert shop.page.locator("h1").inner_text().startswith("给它看一张照片。它认得")
+    assert page.locator("h1").inner_text().startswith("给它看一张照片。它认得")
 
 
 @pytest.fixture
@@ -300,7 +344,7 @@ def read_table(shop: Shop) -> list[dict[str, str]]:
 
 
 def test_a_folder_becomes_a_table_that_can_be_sorted_and_downloaded(
-    shop: Shop, crate: Path, photos: list[Path], promising: TrainResult
+    shop: Shop, crate: Path, photos: list[Path], plain: Bundle
 ) -> None:
     page = shop.page
     n_photos = len(photos[::12]) + 2
@@ -314,12 +358,11 @@ def test_a_folder_becomes_a_table_that_can_be_sorted_and_downloaded(
     assert "truncated" in next(row["error"] for row in rows if "cut" in row["file"]) or next(
         row["error"] for row in rows if "cut" in row["file"]
     )
-    bundle = load_bundle(promising.bundle.folder)
     for row in rows:
         if "inner" in row["file"]:
-            wanted = next(bundle.predict([crate.parent / row["file"]]))
+            wanted = next(plain.predict([crate.parent / row["file"]]))
             assert row["label"] == wanted.label
-            assert abs(float(row["score"]) - (wanted.score or 0)) < 0.1
+            assert abs(float(row["score"]) - (wanted.score or 0)) <= 1e-3
     page.get_by_role("button", name="Sureness").click()
     assert page.locator("[data-column=score]").get_attribute("aria-sort") == "descending"
     shares = [float(text.rstrip("%")) for text in page.locator("#table tbody td.num").all_inner_texts() if text]
@@ -347,8 +390,8 @@ def test_a_table_can_be_cancelled_and_keeps_what_it_has(shop: Shop, photos: list
 def test_everything_is_reached_by_the_keyboard(shop: Shop, photos: list[Path]) -> None:
     page = shop.page
     give(shop, photos[0])
-    page.evaluate("document.activeElement.blur()")
-    seen: list[str] = []
+    page.evaluate("document.querySelector('.skip').focus()")
+    seen = ["Skip to the page"]
     for _ in range(40):
         page.keyboard.press("Tab")
         name = page.evaluate("document.activeElement.id || document.activeElement.innerText")
@@ -356,8 +399,8 @@ def test_everything_is_reached_by_the_keyboard(shop: Shop, photos: list[Path]) -
             break
         seen.append(name)
         style = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
-        assert style != "none" or name == "Skip to the page", f"no focus to be seen on {name}"
-    assert ["Skip to the page", "English", "中文", "choose", "open-camera", "choose-folder"] == seen[:6]
+        assert style != "none", f"no focus to be seen on {name}"
+    assert seen[:6] == ["Skip to the page", "English", "中文", "choose", "open-camera", "choose-folder"]
     assert {"Show why", "clear", "×", "What it knows"} <= set(seen)
 
 
@@ -369,12 +412,14 @@ def test_each_control_has_a_name_and_the_page_its_landmarks(shop: Shop, photos: 
     assert not re.search(r"- (button|img|textbox|combobox)\s*$", tree, re.M), tree
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_stands_out_from_its_ground(browser: Any, static: str, photos: list[Path], scheme: str) -> None:
-    with open_shop(browser, static, color_scheme=scheme) as shop:
-        give(shop, photos[0])
-        faint = shop.page.evaluate(CONTRAST)
-        assert faint == []
+def test_text_stands_out_from_its_ground(shop: Shop, photos: list[Path]) -> None:
+    give(shop, photos[0])
+    try:
+        for scheme in ("light", "dark"):
+            shop.page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
+            assert shop.page.evaluate(CONTRAST) == [], scheme
+    finally:
+        shop.page.emulate_media(color_scheme="light")
 
 
 CONTRAST = """() => {
@@ -402,20 +447,24 @@ CONTRAST = """() => {
 }"""
 
 
-@pytest.mark.parametrize("width", [320, 390])
-@pytest.mark.parametrize("locale", ["en-GB", "zh-CN"])
-def test_a_phone_needs_no_sideways_scrolling(
-    browser: Any, static: str, photos: list[Path], crate: Path, width: int, locale: str
+def test_a_phone_needs_no_sideways_scrolling_and_speaks_its_language(
+    browser: Any, static: str, photos: list[Path], crate: Path
 ) -> None:
-    options = {"viewport": {"width": width, "height": 700}, "is_mobile": True, "has_touch": True, "locale": locale}
+    options = {"viewport": {"width": 320, "height": 700}, "is_mobile": True, "has_touch": True, "locale": "zh-CN"}
     with open_shop(browser, static, **options) as shop:
+        page = shop.page
+        assert page.locator("h1").inner_text().startswith("给它看一张照片。它认得")
         give(shop, *photos[:2])
-        shop.page.locator("#folder").set_input_files(str(crate))
-        expect(shop.page.locator("#table tbody tr")).to_have_count(len(photos[::12]) + 2)
-        shop.page.locator("#open-camera").click()
-        expect(shop.page.locator("#live .answer")).to_be_visible()
-        assert shop.page.evaluate("document.documentElement.scrollWidth") <= width
-        shop.page.locator("#stop").click()
+        page.locator("#folder").set_input_files(str(crate))
+        expect(page.locator("#table tbody tr")).to_have_count(len(photos[::12]) + 2)
+        page.locator("#open-camera").click()
+        expect(page.locator("#live .answer")).to_be_visible()
+        for width in (320, 390, 760):
+            page.set_viewport_size({"width": width, "height": 700})
+            for language in ("English", "中文"):
+                page.get_by_role("button", name=language).click()
+                assert page.evaluate("document.documentElement.scrollWidth") <= width, (width, language)
+        page.locator("#stop").click()
 
 
 def test_it_goes_on_when_its_server_is_gone(browser: Any, exported: Path, photos: list[Path]) -> None:
@@ -447,7 +496,8 @@ def test_nothing_else_may_run_on_the_page(shop: Shop) -> None:
           tries.eval = await new Promise((resolve) => setTimeout(() => {
             try { resolve(globalThis.eval("1 + 1") === 2); } catch { resolve(false); }
           }));
-          tries.fetch = await fetch("https://example.invalid/").then(() => true, (error) => !/Failed to fetch/.test(error.message));
+          const isRefused = (error) => /Failed to fetch/.test(error.message);
+          tries.fetch = await fetch("https://example.invalid/").then(() => true, (error) => !isRefused(error));
           return tries;
         }"""
     )
@@ -474,7 +524,9 @@ def serve(run: Path, *flags: str) -> Iterator[str]:
     """`pomona serve` on a free port of this machine, as long as the block."""
     command = [sys.executable, "-m", "pomona", "serve", str(run), "--port", "0", "--workers", "1", *flags]
     environment = {**os.environ, "POMONA_TOKEN": TOKEN}
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
         assert process.stdout is not None
         signal.signal(signal.SIGALRM, lambda *_: process.kill())
         signal.alarm(START_S)

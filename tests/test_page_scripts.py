@@ -8,8 +8,7 @@ import io
 import json
 import shutil
 import subprocess
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -23,6 +22,9 @@ from pomona.export.browser import describe_preprocessing, describe_speaker, list
 from pomona.photo import read_header
 from pomona.prediction import Speaker
 from pomona.trust import Promise
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 TIMEOUT_S = 120
 
@@ -109,7 +111,8 @@ def test_photos_are_fitted_as_pillow_fits_them_to_the_bit(node: Node) -> None:
 TURN = """
 import { turnUpright } from "./decode.js";
 const turned = given.orientations.map((orientation) => {
-  const { pixels, width, height } = turnUpright({ pixels: Uint8Array.from(given.pixels), width: given.width, height: given.height }, orientation);
+  const photo = { pixels: Uint8Array.from(given.pixels), width: given.width, height: given.height };
+  const { pixels, width, height } = turnUpright(photo, orientation);
   return [width, height, [...pixels]];
 });
 console.log(JSON.stringify(turned));
@@ -159,7 +162,9 @@ def test_the_same_is_said_as_in_python(node: Node) -> None:
     given, wanted = [], []
     for _ in range(600):
         tree = ClassTree.from_paths(TREES[rng.integers(len(TREES))])
-        names = tuple(ClassName(f"The {one}", None if i % 2 else f"名{one}", "4011") for i, one in enumerate(tree.names))
+        names = tuple(
+            ClassName(f"The {one}", None if i % 2 else f"名{one}", "4011") for i, one in enumerate(tree.names)
+        )
         probabilities = draw_outcome(rng, len(tree))
         # Thresholds that some probability is on to the last bit, too.
         least = float(rng.choice([0.0, 0.3, 0.76, 2.0, *probabilities]))
@@ -199,7 +204,8 @@ READ = """
 import { readPhotoFile, PhotoFault } from "./photo_file.js";
 const found = given.map((photo) => {
   try {
-    const { format, width, height, orientation } = readPhotoFile(Uint8Array.from(Buffer.from(photo, "base64")), { max_pixels: 60e6, max_scans: 100 });
+    const bytes = Uint8Array.from(Buffer.from(photo, "base64"));
+    const { format, width, height, orientation } = readPhotoFile(bytes, { max_pixels: 60e6, max_scans: 100 });
     return { format, width: width ?? null, height: height ?? null, orientation };
   } catch (error) {
     if (!(error instanceof PhotoFault)) throw error;
@@ -277,10 +283,29 @@ WRITE = 'import { writeCsv } from "./csv.js"; console.log(JSON.stringify(writeCs
 
 
 def test_a_table_holds_what_it_was_given_and_no_formula(node: Node) -> None:
-    files = ['a, "b".jpg', "=HYPERLINK(1).jpg", "+1.jpg", "-1.jpg", "@x.jpg", " =x.jpg", "\tx.jpg", "苹果\n2.jpg", "plain.jpg"]
+    files = [
+        'a, "b".jpg',
+        "=HYPERLINK(1).jpg",
+        "+1.jpg",
+        "-1.jpg",
+        "@x.jpg",
+        " =x.jpg",
+        "\tx.jpg",
+        "苹果\n2.jpg",
+        "plain.jpg",
+    ]
     one = {"label": "Kiwi", "score": 0.5, "name_en": None, "name_zh": "猕猴桃", "plu": "4030"}
     answers = [
-        {**one, "file": file, "answer": one, "sure": True, "unknown": False, "top": [one], "shortlist": [one, one], "error": None}
+        {
+            **one,
+            "file": file,
+            "answer": one,
+            "sure": True,
+            "unknown": False,
+            "top": [one],
+            "shortlist": [one, one],
+            "error": None,
+        }
         for file in files
     ]
     text = node.run(WRITE, answers)
@@ -294,7 +319,7 @@ def test_both_languages_say_the_same_things() -> None:
     english, chinese = (json.loads(list_page_files()[f"words.{language}.json"]) for language in ("en", "zh"))
     assert english.keys() == chinese.keys()
     for key, text in english.items():
-        places = [set(part.split("}")[0] for part in one.split("{")[1:]) for one in (text, chinese[key])]
+        places = [{part.split("}")[0] for part in one.split("{")[1:]} for one in (text, chinese[key])]
         assert places[0] == places[1] or key.endswith("_one"), key
 
 
@@ -349,7 +374,9 @@ def test_a_small_jpeg_with_bytes_missing_inside_is_refused(node: Node) -> None:
     photo = file.getvalue()
     start = photo.index(b"\xff\xda") + 20
     holed = photo[: start + 300] + photo[start + 900 :]
-    script = REDUCE.replace("const found =", "let found; try { found =").replace("return found", "} catch (e) { return e.fault; } return found")
+    script = REDUCE.replace("const found =", "let found; try { found =").replace(
+        "return found", "} catch (e) { return e.fault; } return found"
+    )
     assert node.run(script, [{"photo": base64.b64encode(holed).decode(), "divisor": 2}]) == ["corrupt"]
 
 
@@ -357,5 +384,7 @@ def test_a_jpeg_of_another_kind_is_left_to_the_browser(node: Node) -> None:
     file = io.BytesIO()
     draw_scene(np.random.default_rng(6), 64, 64).convert("CMYK").save(file, "JPEG")
     cut = save_photo("JPEG")[:200]
-    given = [{"photo": base64.b64encode(photo).decode(), "divisor": 2} for photo in (file.getvalue(), cut, b"\xff\xd8\xff")]
+    given = [
+        {"photo": base64.b64encode(photo).decode(), "divisor": 2} for photo in (file.getvalue(), cut, b"\xff\xd8\xff")
+    ]
     assert node.run(REDUCE, given) == [None, None, None]

@@ -1,8 +1,8 @@
 """The page as a folder: a recogniser that runs in a browser, from any static server and without one once visited.
 
 In: a bundle. Out: `index.html`, the page's files, the graph, and all that is said of classes and promises as data.
-Why: nobody should have to install anything to try a recogniser. What is said is described by the same objects that say it
-in Python, so the page knows no second truth; a worker in the browser runs the graph of the bundle itself.
+Why: nobody should have to install anything to try a recogniser. What is said is described by the same objects that say
+it in Python, so the page knows no second truth; a worker in the browser runs the graph of the bundle itself.
 """
 
 from __future__ import annotations
@@ -100,8 +100,8 @@ def describe_speaker(speaker: Speaker) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``classes``; ``nodes`` above them, each with the numbers of its classes; ``top``, numbers of the nodes that no other
-        is above; ``promise`` and ``thresholds``.
+        ``classes``; ``nodes`` above them, each with the numbers of its classes; ``top``, numbers of the nodes that no
+        other is above; ``promise`` and ``thresholds``.
 
     Examples
     --------
@@ -140,9 +140,7 @@ def describe_speaker(speaker: Speaker) -> dict[str, Any]:
     }
 
 
-def list_web_files(
-    bundle: Bundle, *, name: str, runtime: WebRuntime, model: bytes | None = None
-) -> dict[str, bytes]:
+def list_web_files(bundle: Bundle, *, name: str, runtime: WebRuntime, model: bytes | None = None) -> dict[str, bytes]:
     """Content of every file of the page by its path in the folder.
 
     Parameters
@@ -191,7 +189,9 @@ def _list_for_offline(files: dict[str, bytes]) -> bytes:
     return f"const FILES = {json.dumps(listed)};\n".encode()
 
 
-def write_web(bundle: Bundle, folder: Path, *, name: str, runtime: Path | None = None, model: bytes | None = None) -> WebRuntime:
+def write_web(
+    bundle: Bundle, folder: Path, *, name: str, runtime: Path | None = None, model: bytes | None = None
+) -> WebRuntime:
     """Write the page and all that it needs into a folder.
 
     Parameters

@@ -1,8 +1,8 @@
 """The page of an export run in a real browser, so that its JavaScript is held to the same as every other runtime.
 
 In: the folder of a page, and the content of photos. Out: a `Trace` for each, from the worker that answers on the page.
-Why: what a user sees is made by a browser's decoder, by our resize in JavaScript and by WebAssembly. None of the three can be
-checked anywhere else.
+Why: what a user sees is made by a browser's decoder, by a resize in JavaScript and by WebAssembly. None of the three
+can be checked anywhere else.
 
 Chromium is found by ``POMONA_CHROMIUM`` or by its usual names. Nothing but the page's own server is asked for anything.
 """
@@ -90,7 +90,7 @@ def say_missing() -> str | None:
 
 
 class _QuietHandler(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *args: Any) -> None:
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the name that it is called by
         """Say nothing: requests of a check are nobody's news."""
 
 
@@ -158,7 +158,11 @@ class BrowserRunner:
     def of(cls, bundle: Bundle, folder: Path) -> BrowserRunner:
         """What runs the page of a bundle."""
         engine = bundle.whole_engine
-        side = engine.run(np.zeros((1, *engine.shape), np.uint8))[HEAT_MAP].shape[1] if HEAT_MAP in engine.outputs else None
+        side = (
+            engine.run(np.zeros((1, *engine.shape), np.uint8))[HEAT_MAP].shape[1]
+            if HEAT_MAP in engine.outputs
+            else None
+        )
         return cls(folder, bundle.preprocessing.size_px, side)
 
     @property

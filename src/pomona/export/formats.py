@@ -34,8 +34,8 @@ class Format(NamedTuple):
     Parameters
     ----------
     write : callable
-        Writes the files for a bundle, with its golden photos at hand, into an empty folder: `Bundle`, `Path` and a list of
-        `GoldenPhoto` to None.
+        Writes the files for a bundle, with its golden photos at hand, into an empty folder: `Bundle`, `Path` and a list
+        of `GoldenPhoto` to None.
     open_runners : callable
         Gives what runs these files, for the gate.
     choose_bounds : callable

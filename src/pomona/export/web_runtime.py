@@ -1,8 +1,8 @@
 """The files that run a network in a browser: ONNX Runtime Web, from npm or from where the user has it.
 
 In: nothing, or a folder or a package file. Out: the bytes of the few files that a page needs.
-Why: of the package's 145 MB one build is needed, 14 MB: WebAssembly with SIMD, without WebGPU. The version is pinned by the
-hash of the package, so that a page is made of the same bytes everywhere; it is kept in the cache.
+Why: of the package's 145 MB one build is needed, 14 MB: WebAssembly with SIMD, without WebGPU. The version is pinned by
+the hash of the package, so that a page is made of the same bytes everywhere; it is kept in the cache.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pomona.errors import MissingPackageError, OptionError, StorageError
 from pomona.files import cache_folder, make_folder, storage_errors, write_atomic
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
 PACKAGE, VERSION = "onnxruntime-web", "1.30.0"
 INTEGRITY = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
@@ -33,7 +33,7 @@ _FILES = {
     "ort-wasm.js": "dist/ort-wasm-simd-threaded.mjs",
     "ort-wasm.wasm": "dist/ort-wasm-simd-threaded.wasm",
 }
-"""Names in a page and in the package. Servers that do not know ``.mjs`` send it as a download: a page names them ``.js``."""
+"""Names in a page and in the package. Servers that do not know ``.mjs`` send it as a download, so a page has ``.js``."""
 
 _TIMEOUT_S = 600
 _HOW = f"name a folder or a .tgz of {PACKAGE} {VERSION} with --runtime, or install npm, which fetches it"
@@ -43,18 +43,18 @@ Copyright (c) Microsoft Corporation. All rights reserved.
 
 MIT License
 
-Permission is hereby granted, free of charge, to any person obtaining a copy of this software and associated documentation
-files (the "Software"), to deal in the Software without restriction, including without limitation the rights to use, copy,
-modify, merge, publish, distribute, sublicense, and/or sell copies of the Software, and to permit persons to whom the
-Software is furnished to do so, subject to the following conditions:
+Permission is hereby granted, free of charge, to any person obtaining a copy of this software and associated
+documentation files (the "Software"), to deal in the Software without restriction, including without limitation the
+rights to use, copy, modify, merge, publish, distribute, sublicense, and/or sell copies of the Software, and to permit
+persons to whom the Software is furnished to do so, subject to the following conditions:
 
 The above copyright notice and this permission notice shall be included in all copies or substantial portions of the
 Software.
 
 THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT NOT LIMITED TO THE
 WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS OR
-COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR OTHERWISE,
-ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
+COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR
+OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
 """
 
 
@@ -121,7 +121,9 @@ def _fetch_package() -> bytes:
         found = sorted(Path(folder).glob("*.tgz"))
         if done.returncode or not found:
             said = (done.stderr or done.stdout).strip().splitlines()
-            raise StorageError(f"npm could not fetch {PACKAGE} {VERSION}: {said[-1] if said else 'it said nothing'}; {_HOW}")
+            raise StorageError(
+                f"npm could not fetch {PACKAGE} {VERSION}: {said[-1] if said else 'it said nothing'}; {_HOW}"
+            )
         data = found[0].read_bytes()
     if (got := _hash(data)) != INTEGRITY:
         raise StorageError(f"{PACKAGE} {VERSION}: wanted the package with sha512 {INTEGRITY}, npm gave {got}; {_HOW}")
