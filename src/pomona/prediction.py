@@ -135,7 +135,7 @@ class Speaker:
         return Nodes.of(self.tree)
 
     @cached_property
-    def _node_names(self) -> tuple[str, ...]:
+    def node_names(self) -> tuple[str, ...]:
         """What is said for each node: its last part, or its whole path where another is called the same."""
         above = [path[-1] for path in self.nodes.paths[len(self.tree) :]]
         taken = Counter([*self.tree.names, *above])
@@ -193,4 +193,4 @@ class Speaker:
             return self._name_class(node, score)
         common = find_node_name(self.nodes.paths[node])
         names = (common.name_en, common.name_zh) if common else (None, None)
-        return Answer(self._node_names[node], min(1.0, score), *names)
+        return Answer(self.node_names[node], min(1.0, score), *names)

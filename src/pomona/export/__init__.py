@@ -52,6 +52,8 @@ class ExportOptions:
         replaced when the new one is whole; anything else is an error.
     data : Path, optional
         Labelled photos to try it on; where not given, those that the run was measured on, if they are still there.
+    runtime : Path, optional
+        Of web: folder or package file of ONNX Runtime Web; where not given, npm fetches it, once.
 
     Raises
     ------
@@ -66,10 +68,16 @@ class ExportOptions:
         Path | None, "Labelled photos to try it on; by default those that the run was measured on, if still there."
     ] = None
 
+    runtime: Annotated[
+        Path | None, "Of web: folder or .tgz of the npm package onnxruntime-web; by default npm fetches it."
+    ] = None
+
     def __post_init__(self) -> None:
         if self.format not in FORMATS:
             wanted = ", ".join(FORMATS)
             raise OptionError(f"format: wanted one of {wanted}, got {self.format!r}")
+        if self.runtime is not None and not FORMATS[self.format].takes_runtime:
+            raise OptionError(f"runtime: wanted it with --format web alone, got it with {self.format}")
 
     def find_output(self) -> Path:
         """Folder to write."""
@@ -157,7 +165,8 @@ def export_bundle(options: ExportOptions, *, on_progress: Progress | None = None
         golden = make_golden(bundle)
     with new_folder(output) as folder:
         with clock.step("save"):
-            chosen.write(bundle, folder, golden)
+            settings = {"runtime": options.runtime} if chosen.takes_runtime else {}
+            chosen.write(bundle, folder, golden, **settings)
         parities = []
         for runner in chosen.open_runners(bundle, folder):
             with clock.step("parity", len(golden) + len(real)):
@@ -172,7 +181,8 @@ def export_bundle(options: ExportOptions, *, on_progress: Progress | None = None
         with storage_errors(f"write {folder / PARITY_NAME}"):
             (folder / PARITY_NAME).write_text(write_json(report), encoding="utf-8")
             (folder / PAGE_NAME).write_text(write_markdown(report, parities), encoding="utf-8")
-    notes = () if real else (_NO_PHOTOS,)
+    unchecked = chosen.say_unchecked() if chosen.say_unchecked else None
+    notes = tuple(note for note in (None if real else _NO_PHOTOS, unchecked) if note)
     return ExportResult(output, options.format, files, tuple(parities), notes, tuple(clock.stages))
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from pomona.export.browser import MODEL_PATH, write_web
+from pomona.export.browser_runner import BrowserRunner, PlainRunner, say_missing
 from pomona.export.container import BUNDLE_FOLDER, write_container
 from pomona.export.onnx_model import ONNX_NAME, build_onnx, write_onnx
 from pomona.export.openvino_model import XML_NAME, build_int8, write_int8, write_openvino
@@ -32,19 +34,26 @@ class Format(NamedTuple):
     Parameters
     ----------
     write : callable
-        Writes the files for a bundle, with its golden photos at hand, into an empty folder.
+        Writes the files for a bundle, with its golden photos at hand, into an empty folder: `Bundle`, `Path` and a list
+        of `GoldenPhoto` to None.
     open_runners : callable
         Gives what runs these files, for the gate.
     choose_bounds : callable
         How far such a runner may be off for a bundle.
     holds_golden : bool
         Whether golden photos lie beside it, for other languages.
+    takes_runtime : bool
+        Whether `write` takes the place of ONNX Runtime Web as ``runtime``.
+    say_unchecked : callable, optional
+        Says what of it cannot be run on this machine, as a sentence; None where all of it can.
     """
 
-    write: Callable[[Bundle, Path, Sequence[GoldenPhoto]], None]
+    write: Callable[..., None]
     open_runners: Callable[[Bundle, Path], Iterable[Runner]]
     choose_bounds: Callable[[Bundle, Runner], Bounds]
     holds_golden: bool = False
+    takes_runtime: bool = False
+    say_unchecked: Callable[[], str | None] | None = None
 
 
 def choose_bounds(bundle: Bundle, runner: Runner) -> Bounds:
@@ -88,10 +97,27 @@ def _open_docker(_bundle: Bundle, folder: Path) -> Iterable[Runner]:
     return (BundleRunner(folder / BUNDLE_FOLDER),)
 
 
+def _write_web(bundle: Bundle, folder: Path, _golden: Sequence[GoldenPhoto], *, runtime: Path | None = None) -> None:
+    write_web(bundle, folder, name=bundle.folder.resolve().name, runtime=runtime)
+
+
+def _open_web(bundle: Bundle, folder: Path) -> Iterable[Runner]:
+    """The page in a browser; where there is none, the graph that it runs."""
+    if say_missing() is None:
+        return (BrowserRunner.of(bundle, folder),)
+    return (PlainRunner(bundle, folder / MODEL_PATH),)
+
+
+def _say_page_unrun() -> str | None:
+    missing = say_missing()
+    return missing and f"the page's JavaScript was not run, its graph alone was: {missing}"
+
+
 FORMATS: dict[FormatName, Format] = {
     "onnx": Format(_write_onnx, _open_onnx, choose_bounds, holds_golden=True),
     "openvino": Format(_write_openvino, _open_openvino, choose_bounds),
     "int8": Format(_write_int8, _open_int8, _choose_narrow),
+    "web": Format(_write_web, _open_web, choose_bounds, takes_runtime=True, say_unchecked=_say_page_unrun),
     "docker": Format(_write_docker, _open_docker, choose_bounds),
 }
 """By name, in the order of the help."""
