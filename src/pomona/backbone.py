@@ -27,7 +27,7 @@ from pomona.graph import Channels, Convolution
 from pomona.int8 import RELU6, Range, check_ranges, read_ranges
 from pomona.layers import Layer, find_layer
 from pomona.onnx_file import read_onnx
-from pomona.photo import decode_photo
+from pomona.photo import DEFAULT_MAX_PIXELS, DEFAULT_MAX_SCANS, decode_photo
 from pomona.pretrained import load_pretrained
 from pomona.source import Pixels, parse_source
 from pomona.weights import read_weights
@@ -104,13 +104,17 @@ class Preprocessing:
     def __post_init__(self) -> None:
         object.__setattr__(self, "enhance", complete_steps(self.enhance))
 
-    def read(self, data: bytes) -> NDArray[np.uint8]:
+    def read(
+        self, data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS, max_scans: int = DEFAULT_MAX_SCANS
+    ) -> NDArray[np.uint8]:
         """Decode the content of a photo file and fit it into the square.
 
         Parameters
         ----------
         data : bytes
             Content of the file.
+        max_pixels, max_scans : int
+            As `pomona.photo.decode_photo` takes them.
 
         Returns
         -------
@@ -124,7 +128,9 @@ class Preprocessing:
         MissingPackageError
             If a step of `enhance` needs OpenCV and it is not installed.
         """
-        return self.apply(decode_photo(data, at_least_px=self.decode_px))
+        return self.apply(
+            decode_photo(data, max_pixels=max_pixels, max_scans=max_scans, at_least_px=self.decode_px)
+        )
 
     def apply(self, photo: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Fit a photo into the square, and enhance it there.

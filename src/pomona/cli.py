@@ -59,6 +59,7 @@ _OPTIONS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "check": ("pomona.checking", "CheckOptions", ("data",)),
     "train": ("pomona.training", "TrainOptions", ("data",)),
     "benchmark": ("pomona.benchmark", "BenchmarkOptions", ("data",)),
+    "serve": ("pomona.service.options", "ServeOptions", ("run",)),
 }
 """Where the options class of a command is, and which of its fields are arguments."""
 
@@ -765,6 +766,13 @@ def fetch(
     out.print(f"Train on them: pomona train {folder}", highlight=False, soft_wrap=True, markup=False)
 
 
+def serve(options: Any) -> None:
+    """Answer over HTTP: a page for people, an API for programs. Ends in order at Ctrl-C."""
+    from pomona.service.server import serve as serve_run
+
+    serve_run(options)
+
+
 _COMMANDS = (
     demo,
     check,
@@ -781,5 +789,6 @@ _COMMANDS = (
     embed,
     backbones,
     fetch,
+    serve,
 )
 """In the order of the help."""

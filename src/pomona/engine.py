@@ -15,6 +15,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -23,13 +24,16 @@ import numpy as np
 from pomona.errors import BackboneError, OptionError, PhotoError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Mapping
+    from collections.abc import Generator
     from pathlib import Path
 
     import openvino as ov
     from numpy.typing import NDArray
 
 Precision = Literal["f32"]
+
+Lane = Callable[["NDArray[np.uint8]"], Mapping[str, "NDArray[np.float32]"]]
+"""Pixels of one photo to its outputs by name."""
 
 _FIRST_USE = threading.Lock()
 _Outcome = TypeVar("_Outcome")
@@ -166,6 +170,18 @@ class Engine:
         rows = [outputs for outputs in outcomes if not isinstance(outputs, PhotoError)]
         return {name: np.stack([row[name] for row in rows]) for name in self.outputs}
 
+    def open_lane(self) -> Lane:
+        """A way to compute one photo after another in one thread, for as long as that lives.
+
+        Returns
+        -------
+        callable
+            Pixels (S, S, 3) uint8 to outputs by name, without the batch axis. It belongs to one thread at a time.
+        """
+        # One request a thread and no callbacks: OpenVINO 2026.4 can deadlock when it drops a Python callback.
+        request = self._compiled.create_infer_request()
+        return lambda pixels: self._infer(request, pixels)
+
     def stream(
         self, n_photos: int, load_pixels: Callable[[int], NDArray[np.uint8]]
     ) -> Generator[Mapping[str, NDArray[np.float32]] | PhotoError]:
@@ -187,7 +203,6 @@ class Engine:
         mapping or PhotoError
             Outputs of each photo by name, without the batch axis, in the order of their numbers.
         """
-        # One request a thread and no callbacks: OpenVINO 2026.4 can deadlock when it drops a Python callback.
         own = threading.local()
 
         def compute(i: int) -> Mapping[str, NDArray[np.float32]] | PhotoError:
@@ -195,9 +210,10 @@ class Engine:
                 pixels = load_pixels(i)
             except PhotoError as error:
                 return error
-            if not hasattr(own, "request"):
-                own.request = self._compiled.create_infer_request()
-            return self._infer(own.request, pixels)
+            if not hasattr(own, "run"):
+                own.run = self.open_lane()
+            outputs: Mapping[str, NDArray[np.float32]] = own.run(pixels)
+            return outputs
 
         if n_photos == 1:
             yield compute(0)  # starting threads would take longer than they save

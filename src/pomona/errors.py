@@ -17,6 +17,7 @@ Why: only the edge (`cli`) turns an error into an exit code, so every layer belo
     ├── BundleError            a folder is not a usable bundle
     │   ├── BundleDamagedError its files do not match their hashes
     │   └── BundleFormatError  it was written by a newer Pomona
+    ├── ServiceError           the service cannot start, such as where its port is in use
     └── StorageError           a file could not be read or written: full disk, no permission
 """
 
@@ -34,6 +35,9 @@ PhotoFault = Literal[
     "truncated",
     "too_many_pixels",
     "no_pixels",
+    "too_many_scans",
+    "took_too_long",
+    "too_much_memory",
 ]
 """Why one photo cannot be used."""
 
@@ -134,3 +138,7 @@ class BundleFormatError(BundleError):
 
 class StorageError(PomonaError):
     """A file could not be read or written: a full disk, no permission, a path in the way."""
+
+
+class ServiceError(PomonaError):
+    """The service cannot start: its port is in use, its processes do not begin."""

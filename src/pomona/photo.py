@@ -44,6 +44,10 @@ PhotoFormat = Literal["jpeg", "png", "webp", "bmp", "gif", "tiff", "heic", "avif
 DEFAULT_MAX_PIXELS = 60_000_000
 """Largest photo decoded unless another limit is named: more than cameras write as sold; its RGB takes 180 MB."""
 
+DEFAULT_MAX_SCANS = 100
+"""Most scans of a JPEG that is decoded unless another limit is named: cameras write up to ten, and each one costs a walk
+over the whole photo, so that a small file of thousands keeps a core busy for minutes."""
+
 MAX_FILE_BYTES = 2**30
 """Largest file that is read: more than any photo within the pixel limit needs, less than a machine's memory."""
 
@@ -193,7 +197,11 @@ def read_header(data: bytes) -> PhotoHeader:
 
 
 def decode_photo(
-    data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS, at_least_px: int | None = None
+    data: bytes,
+    *,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    at_least_px: int | None = None,
+    max_scans: int = DEFAULT_MAX_SCANS,
 ) -> NDArray[np.uint8]:
     """Decode a photo to upright sRGB pixels.
 
@@ -210,6 +218,8 @@ def decode_photo(
     at_least_px : int, optional
         A JPEG whose shorter side is at least 2, 4 or 8 times this comes out at a half, a quarter or an eighth of its
         size, rounded up; everything else, and all photos where it is not given, at full size.
+    max_scans : int
+        JPEGs of more scans are refused before anything is decoded.
 
     Returns
     -------
@@ -221,7 +231,7 @@ def decode_photo(
     PhotoError
         If it is no photo, too large, damaged or cut short, or of a kind that cannot be decoded.
     OptionError
-        If `max_pixels` or `at_least_px` is not positive.
+        If `max_pixels`, `at_least_px` or `max_scans` is not positive.
 
     Notes
     -----
@@ -244,9 +254,12 @@ def decode_photo(
         raise OptionError(f"max_pixels: wanted a positive number of pixels, got {max_pixels}")
     if at_least_px is not None and at_least_px < 1:
         raise OptionError(f"at_least_px: wanted a positive number of pixels, got {at_least_px}")
+    if max_scans < 1:
+        raise OptionError(f"max_scans: wanted a positive number of scans, got {max_scans}")
     photo_format = _require_format(data)
     with _photo_faults(data, photo_format):
         if photo_format == "jpeg":
+            _require_scans(data, max_scans)
             return _decode_jpeg(data, max_pixels, at_least_px)
         with _QUIET_PILLOW:
             return _decode_pillow(data, photo_format, max_pixels)
@@ -580,6 +593,24 @@ def _scan_jpeg(data: bytes) -> _JpegFrame | None:
         return None
     n_bits, height_px, width_px, n_components = struct.unpack_from(">BHHB", frame)
     return _JpegFrame(width_px, height_px, n_components, n_bits, exif or _Exif(), _join_profile(profile_parts))
+
+
+def _require_scans(data: bytes, max_scans: int) -> None:
+    """Refuse a JPEG of too many scans.
+
+    The two bytes of a scan's marker may stand in a thumbnail or in a film behind the photo too, so that only more of them
+    than are allowed is a reason to walk from segment to segment, which is slower.
+    """
+    if data.count(b"\xff\xda") <= max_scans:
+        return
+    at, n_scans = 2, 0
+    while (found := _JPEG_SEGMENT.search(data, at)) and found[1] != b"\xd9":
+        at = found.end() - 2 + int.from_bytes(found[2], "big")
+        n_scans += found[1] == b"\xda"
+        if n_scans > max_scans:
+            raise PhotoError(
+                "too_many_scans", f"wanted a JPEG of at most {max_scans:,} scans, it has more: save it as a plain JPEG"
+            )
 
 
 def _join_profile(parts: list[bytes]) -> bytes | None:

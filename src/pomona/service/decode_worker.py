@@ -1,0 +1,273 @@
+"""A process that decodes photos, as its owner sees it: asked, watched, and replaced when it dies.
+
+In: photo bytes. Out: the square that the network takes, or a `PhotoError`.
+Why: one photo must never take more than itself down. A process that died is replaced and its photo tried once more,
+since another may have been to blame; one that takes too long is ended. Replies carry the number of their request, so
+that none is ever taken for that of another photo.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pomona.errors import PhotoError, ServiceError
+from pomona.photo import DEFAULT_MAX_PIXELS, DEFAULT_MAX_SCANS
+from pomona.service.decode_child import ASK, FAILURE, FAULT, REPLY, SQUARE, THUMBNAIL
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from pomona.backbone import Preprocessing
+
+_MB = 1_000_000
+_CODE_MB = 64  # of a process's memory are its libraries, which the limit on data does not count
+_PIPE_BYTES = 2**20
+_START_S = 30.0
+_MODULE = "pomona.service.decode_child"
+
+
+@dataclass(frozen=True)
+class DecodeLimits:
+    """What decoding one photo may take.
+
+    Parameters
+    ----------
+    memory_mb : int
+        Most memory of the process, its libraries among it.
+    photo_s : float
+        Longest time.
+    max_pixels, max_scans : int
+        As `pomona.photo.decode_photo` takes them.
+    """
+
+    memory_mb: int = 512
+    photo_s: float = 5.0
+    max_pixels: int = DEFAULT_MAX_PIXELS
+    max_scans: int = DEFAULT_MAX_SCANS
+
+    def describe(self, preprocessing: Preprocessing) -> bytes:
+        """What a process is told beside each photo."""
+        content = {"read": asdict(preprocessing), "max_pixels": self.max_pixels, "max_scans": self.max_scans}
+        return json.dumps(content, sort_keys=True).encode()
+
+
+class _GoneError(Exception):
+    """The process ended, or gave what nobody asked for."""
+
+
+class DecodeWorker:
+    """One process that decodes, and those that come after it.
+
+    Parameters
+    ----------
+    limits : DecodeLimits
+        What a photo may take.
+
+    Notes
+    -----
+    It belongs to one thread, but for `end_overdue` and `close`.
+    """
+
+    def __init__(self, limits: DecodeLimits) -> None:
+        self.limits = limits
+        self.n_restarts = 0
+        self._process: subprocess.Popen[bytes] | None = None
+        self._is_ready = False
+        self._is_closed = False
+        self._number = 0
+        self._due_s: float | None = None
+        self._is_overdue = False
+        self._lock = threading.Lock()
+
+    @property
+    def pid(self) -> int | None:
+        """Number of the process that decodes now."""
+        return self._process.pid if self._process else None
+
+    def start(self) -> None:
+        """Start the process without waiting for it."""
+        with self._lock:
+            if self._process is not None or self._is_closed:
+                return
+            memory_bytes = (self.limits.memory_mb - _CODE_MB) * _MB
+            command = [sys.executable, "-m", _MODULE, str(memory_bytes), str(self.limits.photo_s)]
+            try:
+                self._process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.DEVNULL,  # what a decoder says of a photo is no line of the log
+                    bufsize=0,
+                    env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+                    start_new_session=True,  # Ctrl-C is for the service, which ends it in its own time
+                )
+            except OSError as error:
+                raise ServiceError(f"a process to decode photos could not be started: {error.strerror}") from error
+            self._is_ready = False
+            for pipe in (self._process.stdin, self._process.stdout):
+                _widen(pipe)
+
+    def read(self, preprocessing: Preprocessing, photo: bytes) -> NDArray[np.uint8]:
+        """The square that the network takes.
+
+        Parameters
+        ----------
+        preprocessing : Preprocessing
+            How a photo becomes one.
+        photo : bytes
+            Content of its file.
+
+        Returns
+        -------
+        ndarray of shape (size_px, size_px, 3), uint8
+
+        Raises
+        ------
+        PhotoError
+            If it cannot be used, takes too long or too much memory, or ended the process twice.
+        ServiceError
+            If no process can be started, or lacks a package.
+        """
+        side = preprocessing.size_px
+        content = self._ask_twice(SQUARE, self.limits.describe(preprocessing), photo, 3 * side * side)
+        return np.frombuffer(content, np.uint8).reshape(side, side, 3)
+
+    def draw_thumbnail(self, preprocessing: Preprocessing, photo: bytes) -> bytes:
+        """A small JPEG of a photo; see `read`."""
+        return bytes(self._ask_twice(THUMBNAIL, self.limits.describe(preprocessing), photo, None))
+
+    def _ask_twice(self, wanted: bytes, settings: bytes, photo: bytes, n_bytes: int | None) -> bytearray:
+        for _ in range(2):
+            try:
+                self._await_ready()
+                return self._ask(wanted, settings, photo, n_bytes)
+            except _GoneError:
+                was_overdue = self._is_overdue
+                self._replace()
+                if was_overdue:
+                    raise PhotoError(
+                        "took_too_long", f"wanted a photo that is read in {self.limits.photo_s:g} s, it takes longer"
+                    ) from None
+        raise PhotoError("corrupt", "reading it ended the process that does so, twice: it is damaged or hostile")
+
+    def _await_ready(self) -> None:
+        self.start()
+        if not self._is_ready:
+            self._watch(_START_S)
+            try:
+                self._read_reply(0)
+            except _GoneError as error:
+                if self._is_closed:
+                    raise
+                code = self._process.poll() if self._process else None
+                raise ServiceError(f"a process to decode photos ended as it began, with status {code}") from error
+            finally:
+                self._due_s = None
+            self._is_ready = True
+
+    def _ask(self, wanted: bytes, settings: bytes, photo: bytes, n_bytes: int | None) -> bytearray:
+        self._number += 1
+        self._watch(self.limits.photo_s)
+        try:
+            self._write(ASK.pack(self._number, wanted, len(settings), len(photo)) + settings)
+            self._write(photo)
+            kind, content = self._read_reply(self._number)
+        finally:
+            self._due_s = None
+        if kind == FAULT:
+            fault, detail = json.loads(content)
+            raise PhotoError(fault, detail)
+        if kind == FAILURE:
+            raise ServiceError(json.loads(content))
+        if n_bytes is not None and len(content) != n_bytes:
+            raise _GoneError
+        return content
+
+    def _write(self, content: bytes) -> None:
+        pipe = self._process.stdin if self._process else None
+        left = memoryview(content)
+        try:
+            while left:
+                if pipe is None:
+                    raise _GoneError
+                left = left[pipe.write(left) :]
+        except (OSError, ValueError) as error:
+            raise _GoneError from error
+
+    def _read_reply(self, number: int) -> tuple[bytes, bytearray]:
+        found, kind, n_bytes = REPLY.unpack(self._read_bytes(REPLY.size))
+        if found != number:
+            raise _GoneError
+        return kind, self._read_bytes(n_bytes)
+
+    def _read_bytes(self, n_bytes: int) -> bytearray:
+        pipe = self._process.stdout if self._process else None
+        content = bytearray(n_bytes)
+        left = memoryview(content)
+        try:
+            while left:
+                n_read = pipe.readinto(left) if pipe is not None else 0  # type: ignore[attr-defined]
+                if not n_read:
+                    raise _GoneError
+                left = left[n_read:]
+        except (OSError, ValueError) as error:
+            raise _GoneError from error
+        return content
+
+    def _watch(self, limit_s: float) -> None:
+        self._is_overdue = False
+        self._due_s = time.monotonic() + limit_s
+
+    def end_overdue(self) -> None:
+        """End the process if its photo takes too long; its owner then starts another."""
+        due_s, process = self._due_s, self._process
+        if due_s is not None and process is not None and time.monotonic() > due_s:
+            self._is_overdue = True
+            process.kill()
+
+    def _replace(self) -> None:
+        self.n_restarts += 1
+        self._drop()
+        self.start()
+
+    def _drop(self) -> None:
+        with self._lock:
+            process, self._process = self._process, None
+        if process is None:
+            return
+        process.kill()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+        process.wait()
+
+    def close(self) -> None:
+        """End the process for good; the thread it belongs to then gets a `PhotoError` for what is under way."""
+        self._is_closed = True
+        with self._lock:
+            if self._process is not None:
+                self._process.kill()
+
+    def clear(self) -> None:
+        """Give back what the process held; for the thread it belongs to, when it ends."""
+        self._is_closed = True
+        self._drop()
+
+
+def _widen(pipe: object) -> None:
+    """Let a pipe hold a whole photo, so that its reader and its writer wake up once."""
+    with contextlib.suppress(ImportError, AttributeError, OSError):
+        import fcntl
+
+        fcntl.fcntl(pipe.fileno(), fcntl.F_SETPIPE_SZ, _PIPE_BYTES)  # type: ignore[attr-defined]
