@@ -5,8 +5,8 @@
 
 Photos are those of tests/mutated_photos.py: a number is always the same one. Each part is a process of its own; a part
 whose results are whole is not run again, so that a stopped bench goes on where it was. Where a process dies, the number
-that killed it is noted and the part goes on behind it. Seconds are of the processor, so that other work on the machine is
-not counted; memory is the most that was resident while the photo was read.
+that killed it is noted and the part goes on behind it. Seconds are of the processor, so that other work on the machine
+is not counted; memory is the most that was resident while the photo was read.
 
 The limits: photos of one colour and photos of noise in every format, at several sizes, each read in a fresh process,
 whole and, as a recogniser of 320 pixels does it, with `at_least_px` 640. What is left is what the interpreter takes.
@@ -54,7 +54,7 @@ def main() -> None:
         rows += found
         deaths += died
         print(f"{first + count:,} of {options.numbers:,}: {sum_up(rows, deaths)}", flush=True)
-    bombs, died = run_child(options.folder / "bombs.jsonl", "bombs")
+    bombs, died = run_child(options.folder / "bombs.jsonl", "bombs", "16")
     for row in bombs:
         print(f"{row['seed']:<45} {row['outcome']:<16} {row['cpu_s']:6.2f} s {row['peak_mb']:6.0f} MB", flush=True)
     found = sum_up(rows, deaths) | {"bombs": sum_up(bombs, died), "each_bomb": bombs}

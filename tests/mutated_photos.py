@@ -5,7 +5,7 @@ Why: decoders are C, so the process that meets hostile bytes is one that may die
 before it does. A number is always the same photo, so that what is found once can be looked at again.
 
     python tests/mutated_photos.py numbers RESULTS.jsonl FIRST COUNT
-    python tests/mutated_photos.py bombs RESULTS.jsonl
+    python tests/mutated_photos.py bombs RESULTS.jsonl MB
     python tests/mutated_photos.py files RESULTS.jsonl AT_LEAST_PX FILE...
 
 Seeds are made here, in every format and its variants. Mutations know how files are built: segments, chunks, boxes,
@@ -444,44 +444,44 @@ def make_photo(number: int) -> tuple[str, str, bytes]:
 # --- bombs ----------------------------------------------------------------------------------------------------------
 
 
-def make_bombs() -> Iterator[tuple[str, bytes]]:
-    """Small files that ask for much: memory, time or both. None is larger than 17 MB."""
+def make_bombs(mb: int) -> Iterator[tuple[str, bytes]]:
+    """Files that ask for more than they hold: memory, time or both; those that must be large have so many MB."""
     seeds = make_seeds()
     yield "png of 65,000 x 65,000", _build_png(65000, 65000, b"")
-    bomb = zlib.compress(bytes(200_000_000), 9)
+    bomb = zlib.compress(bytes(12_000_000 * mb))
     yield "png with pixel data for more", _build_png(8, 8, bomb)
     for kind, head in ((b"zTXt", b"a\0\0"), (b"iTXt", b"a\0\1\0\0\0"), (b"iCCP", b"a\0\0")):
-        yield f"png with {kind.decode()} of 200 MB", _build_png(8, 8, b"", png_chunk(kind, head + bomb))
+        yield f"png with {kind.decode()} twelve times as large", _build_png(8, 8, b"", png_chunk(kind, head + bomb))
     for kind in (b"tEXt", b"abCd", b"IDAT"):
         yield (
-            f"png of 1.3 million {kind.decode()}",
-            _build_png(8, 8, zlib.compress(bytes(200)), png_chunk(kind, b"") * 1_300_000),
+            f"png of many {kind.decode()}",
+            _build_png(8, 8, zlib.compress(bytes(200)), png_chunk(kind, b"") * (80_000 * mb)),
         )
     gif = seeds["gif"]
     at, frame = 13 + 3 * 2 ** ((gif[10] & 7) + 1), gif.index(b"\x2c", 13 + 3 * 2 ** ((gif[10] & 7) + 1))
     gifs = {
-        "gif with a comment of 16 MB": b"\x21\xfe" + (b"\xff" + b"a" * 255) * 64_000 + b"\0",
-        "gif of 5 million extensions": b"\x21\xf9\0" * 5_000_000,
-        "gif of 3 million comments": b"\x21\xfe\x01a\0" * 3_000_000,
-        "gif of 8 million pieces": b"\x21\xfe" + b"\x01a" * 8_000_000 + b"\0",
-        "gif with 16 MB between": bytes(16_000_000),
+        "gif with a long comment": b"\x21\xfe" + (b"\xff" + b"a" * 255) * (4_000 * mb) + b"\0",
+        "gif of many extensions": b"\x21\xf9\0" * (300_000 * mb),
+        "gif of many comments": b"\x21\xfe\x01a\0" * (200_000 * mb),
+        "gif of many pieces": b"\x21\xfe" + b"\x01a" * (500_000 * mb) + b"\0",
+        "gif with much between": bytes(1_000_000 * mb),
     }
     for name, blocks in gifs.items():
         yield name, gif[:at] + blocks + gif[at:]
     yield "gif with a far frame", gif[: frame + 1] + struct.pack("<4H", 60000, 60000, 5000, 5000) + gif[frame + 9 :]
     yield "gif with a wide frame", gif[: frame + 1] + struct.pack("<4H", 0, 0, 65535, 900) + gif[frame + 9 :]
-    yield "gif of 20,000 frames", gif[:-1] + gif[frame:-1] * (16_000_000 // len(gif[frame:-1])) + b";"
+    yield "gif of many frames", gif[:-1] + gif[frame:-1] * (1_000_000 * mb // len(gif[frame:-1])) + b";"
     plain = _save(Image.new("RGB", (500, 500)), "JPEG")
     cmyk = _save(Image.new("CMYK", (500, 500)), "JPEG")
-    yield "jpeg of 4 million segments", plain[:2] + b"\xff\xfe\0\2" * 4_000_000 + plain[2:]
-    yield "jpeg of 4 million segments without length", plain[:2] + b"\xff\xfe\0\0" * 4_000_000 + plain[2:]
-    yield "jpeg of 4 million segments, cmyk", cmyk[:2] + b"\xff\xfe\0\2" * 4_000_000 + cmyk[2:]
-    yield "jpeg with 16 MB of fill", plain[:2] + b"\xff" * 16_000_000 + plain[2:]
+    yield "jpeg of many segments", plain[:2] + b"\xff\xfe\0\2" * (250_000 * mb) + plain[2:]
+    yield "jpeg of many segments without length", plain[:2] + b"\xff\xfe\0\0" * (250_000 * mb) + plain[2:]
+    yield "jpeg of many segments, cmyk", cmyk[:2] + b"\xff\xfe\0\2" * (250_000 * mb) + cmyk[2:]
+    yield "jpeg with much fill", plain[:2] + b"\xff" * (1_000_000 * mb) + plain[2:]
     icc = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     for n in range(3):
         yield (
-            f"jpeg with a profile of 16 MB, {n}",
-            _save(Image.new("RGB", (50, 50)), "JPEG", icc_profile=icc + bytes(16_000_000 + n)),
+            f"jpeg with a large profile, {n}",
+            _save(Image.new("RGB", (50, 50)), "JPEG", icc_profile=icc + bytes(1_000_000 * mb + n)),
         )
     for side, n in ((500, 8000), (2000, 3000)):
         scans = _save(Image.new("RGB", (side, side), (90, 30, 20)), "JPEG", progressive=True, subsampling=0)
@@ -490,13 +490,19 @@ def make_bombs() -> Iterator[tuple[str, bytes]]:
         comment = b"\xff\xfe\0\2" * 100_000
         yield f"jpeg of {n:,} scans and empty segments", scans[:end] + comment + scans[start:end] * n + scans[end:]
     yield (
-        "tiff of 4 million strips",
+        "tiff of many strips",
         _build_tiff(
-            1, 4_000_000, [(273, 4, 4_000_000, 200), (278, 4, 1, 1), (279, 4, 4_000_000, 200)], b"\1\0\0\0" * 4_000_000
+            1,
+            4_000_000,
+            [(273, 4, 250_000 * mb, 200), (278, 4, 1, 1), (279, 4, 250_000 * mb, 200)],
+            b"\1\0\0\0" * (250_000 * mb),
         ),
     )
-    many = [(40_000 + i, 7, 16_000_000, 8) for i in range(2_000)]
-    yield "tiff of 2,000 tags of 16 MB", _build_tiff(8, 8, [(273, 4, 1, 8), (279, 4, 1, 64), *many], bytes(16_000_000))
+    many = [(40_000 + i, 7, 1_000_000 * mb, 8) for i in range(2_000)]
+    yield (
+        "tiff of 2,000 tags of all its bytes",
+        _build_tiff(8, 8, [(273, 4, 1, 8), (279, 4, 1, 64), *many], bytes(1_000_000 * mb)),
+    )
     yield (
         "tiff of 65,535 samples",
         _build_tiff(
@@ -517,18 +523,21 @@ def make_bombs() -> Iterator[tuple[str, bytes]]:
     yield "webp of 16,384 x 16,384", webp[:canvas] + b"\xff\x3f\0" * 2 + webp[canvas + 6 :]
     yield "webp of 16 million x 16 million", webp[:canvas] + b"\xff" * 6 + webp[canvas + 6 :]
     shot = webp[film : film + 8 + int.from_bytes(webp[film + 4 : film + 8], "little")]
-    for name, part in (("frames", shot * (16_000_000 // len(shot))), ("empty chunks", b"abcd\0\0\0\0" * 2_000_000)):
+    for name, part in (
+        ("frames", shot * (1_000_000 * mb // len(shot))),
+        ("empty chunks", b"abcd\0\0\0\0" * (125_000 * mb)),
+    ):
         long = webp[:film] + part + webp[film:]
-        yield f"webp of 16 MB of {name}", long[:4] + struct.pack("<I", len(long) - 8) + long[8:]
+        yield f"webp of many {name}", long[:4] + struct.pack("<I", len(long) - 8) + long[8:]
     for name in ("heic", "avif"):
         if name in seeds:
             large = _save(
-                Image.new("RGB", (7000, 7000), (90, 30, 20)),
+                Image.new("RGB", (450 * mb, 450 * mb), (90, 30, 20)),
                 "HEIF" if name == "heic" else "AVIF",
                 **({} if name == "heic" else {"speed": 10}),
             )
             size = large.index(b"ispe") + 8
-            yield f"{name} of 49 MP that says 64 x 64", large[:size] + struct.pack(">II", 64, 64) + large[size + 8 :]
+            yield f"{name} that says 64 x 64", large[:size] + struct.pack(">II", 64, 64) + large[size + 8 :]
     bmp = bytearray(seeds["bmp palette"])
     struct.pack_into("<I", bmp, 46, 2**31)
     yield "bmp with a palette of 2 billion", bytes(bmp)
@@ -594,7 +603,7 @@ def list_photos(arguments: list[str]) -> Iterator[tuple[int, str, str, bytes, in
         for number in range(first, first + count):
             yield (number, *make_photo(number), None)
     elif kind == "bombs":
-        for number, (name, data) in enumerate(make_bombs()):
+        for number, (name, data) in enumerate(make_bombs(int(rest[0]))):
             yield number, name, "bomb", data, 0
     else:
         for number, path in enumerate(rest[1:]):

@@ -22,6 +22,20 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reas
 DECODE = Path(__file__).parent / "mutated_photos.py"
 N_MUTATED = 2_000
 MAX_MB, MAX_S = 512, 1.0
+REFUSED = {
+    "png of 65,000 x 65,000": "too_many_pixels",
+    "png of many tEXt": "corrupt",
+    "png of many IDAT": "corrupt",
+    "gif of many comments": "corrupt",
+    "gif of many pieces": "corrupt",
+    "gif with much between": "corrupt",
+    "jpeg of many segments": "corrupt",
+    "jpeg of 3,000 scans": "too_many_scans",
+    "jpeg of 3,000 scans and empty segments": "corrupt",
+    "webp of 16,384 x 16,384": "too_many_pixels",
+}
+"""Bombs that must be refused before a decoder sees them."""
+
 FINE = {*get_args(PhotoFault), "decoded", "header"}
 
 
@@ -52,6 +66,8 @@ def test_mutated_photos_do_no_harm(tmp_path: Path) -> None:
 
 
 def test_bombs_do_no_harm(tmp_path: Path) -> None:
-    rows = decode(tmp_path / "rows.jsonl", "bombs")
+    rows = decode(tmp_path / "rows.jsonl", "bombs", 4)
     assert len(rows) > 30
     require_harmless(rows)
+    outcomes = {row["seed"]: row["outcome"] for row in rows}
+    assert {name: outcomes[name] for name in REFUSED} == REFUSED

@@ -45,8 +45,8 @@ DEFAULT_MAX_PIXELS = 60_000_000
 """Largest photo decoded unless another limit is named: more than cameras write as sold; its RGB takes 180 MB."""
 
 DEFAULT_MAX_SCANS = 100
-"""Most scans of a JPEG that is decoded unless another limit is named: cameras write up to ten, and each one costs a walk
-over the whole photo, so that a small file of thousands keeps a core busy for minutes."""
+"""Most scans of a JPEG that is decoded unless another limit is named: cameras write up to ten, and each one costs a
+walk over the whole photo, so that a small file of thousands keeps a core busy for minutes."""
 
 MAX_FILE_BYTES = 2**30
 """Largest file that is read: more than any photo within the pixel limit needs, less than a machine's memory."""
@@ -603,8 +603,10 @@ def _require_scans(data: bytes, max_scans: int) -> None:
     """
     if data.count(b"\xff\xda") <= max_scans:
         return
-    at, n_scans = 2, 0
+    at, n_scans, n_segments = 2, 0, 0
     while (found := _JPEG_SEGMENT.search(data, at)) and found[1] != b"\xd9":
+        n_segments += 1
+        _require_few(n_segments, data, "jpeg", "segments")
         at = found.end() - 2 + int.from_bytes(found[2], "big")
         n_scans += found[1] == b"\xda"
         if n_scans > max_scans:
