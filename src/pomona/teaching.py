@@ -44,7 +44,7 @@ from pomona.errors import (
     OptionError,
     PhotoError,
 )
-from pomona.files import MANIFEST_NAME, hash_bytes, new_folder, storage_errors, write_atomic
+from pomona.files import MANIFEST_NAME, PARTIAL_FILE, hash_bytes, new_folder, storage_errors, write_atomic
 from pomona.learnt import Learnt, is_too_many, load_learnt, save_learnt
 from pomona.learnt_bank import BANK_NAME, LearntBank, save_bank
 from pomona.model_file import MODEL_NAME, replace_head
@@ -426,8 +426,13 @@ def _carry_over(source: Path, target: Path, left_out: set[str]) -> None:
         symlinks=True,
         dirs_exist_ok=True,
         copy_function=link,
-        ignore=lambda folder, _: left_out if Path(folder) == source else set(),
+        ignore=lambda folder, names: (left_out | _find_partial(names)) if Path(folder) == source else set(),
     )
+
+
+def _find_partial(names: Iterable[str]) -> set[str]:
+    """Files that a killed process left half written."""
+    return {name for name in names if PARTIAL_FILE.fullmatch(name)}
 
 
 def _list_changes(path: Path, row: Sequence[object]) -> str:
