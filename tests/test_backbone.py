@@ -174,9 +174,9 @@ def test_int8_is_near_f32_in_openvino_and_in_onnxruntime(name: str, size_px: int
 
 
 def test_every_convolution_is_computed_in_int8(tmp_path: Path) -> None:
-    from pomona.engine import _import_openvino
+    from pomona.engine import import_openvino
 
-    ov = _import_openvino()
+    ov = import_openvino()
     path = load_network(Embedding((replace(find_backbone("lite0", size_px=64), precision="int8"),)))
     compiled = ov.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     info = [node.get_rt_info() for node in compiled.get_runtime_model().get_ops()]

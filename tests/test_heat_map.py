@@ -25,7 +25,7 @@ from pomona.embedding import (
     make_window,
     read_statistics,
 )
-from pomona.engine import Engine, _open_core
+from pomona.engine import Engine, open_core
 from pomona.files import hash_bytes
 from pomona.graph import GraphWriter
 from pomona.head import Head
@@ -301,7 +301,7 @@ def test_the_mirror_image_has_the_mirrored_map(second_order: Engine) -> None:
 def test_photos_in_a_batch_are_explained_as_alone(tmp_path: Path) -> None:
     engine = build(embed("lite0", "lite2", mirrored=True), tmp_path)
     pixels = make_pixels(3)
-    core = _open_core()
+    core = open_core()
     model = core.read_model(tmp_path / "model.onnx")
     model.reshape([3, *pixels.shape[1:]])
     together = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(pixels)["heat_map"]

@@ -128,9 +128,7 @@ class Preprocessing:
         MissingPackageError
             If a step of `enhance` needs OpenCV and it is not installed.
         """
-        return self.apply(
-            decode_photo(data, max_pixels=max_pixels, max_scans=max_scans, at_least_px=self.decode_px)
-        )
+        return self.apply(decode_photo(data, max_pixels=max_pixels, max_scans=max_scans, at_least_px=self.decode_px))
 
     def apply(self, photo: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Fit a photo into the square, and enhance it there.

@@ -31,6 +31,7 @@ from pomona.console import (
     print_difference,
     print_effects,
     print_evaluation,
+    print_export,
     print_forecast,
     print_json,
     print_places,
@@ -59,6 +60,7 @@ _OPTIONS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "check": ("pomona.checking", "CheckOptions", ("data",)),
     "train": ("pomona.training", "TrainOptions", ("data",)),
     "benchmark": ("pomona.benchmark", "BenchmarkOptions", ("data",)),
+    "export": ("pomona.export", "ExportOptions", ("run",)),
     "serve": ("pomona.service.options", "ServeOptions", ("run",)),
 }
 """Where the options class of a command is, and which of its fields are arguments."""
@@ -766,6 +768,23 @@ def fetch(
     out.print(f"Train on them: pomona train {folder}", highlight=False, soft_wrap=True, markup=False)
 
 
+def export(options: Any, *, as_json: Json = False) -> None:
+    """Write a recogniser as ONNX, OpenVINO, int8 or an image; nothing is written unless it answers the same."""
+    from pomona.export import export_bundle
+    from pomona.export.parity_report import PAGE_NAME
+
+    with show_progress() as on_progress:
+        result = export_bundle(options, on_progress=on_progress)
+    for note in result.notes:
+        warn(note)
+    if as_json:
+        print_json(result.to_dict())
+        return
+    out = open_console(sys.stdout)
+    print_export(out, result)
+    print_places(out, {"Export": result.folder, "Parity": result.folder / PAGE_NAME})
+
+
 def serve(options: Any) -> None:
     """Answer over HTTP: a page for people, an API for programs. Ends in order at Ctrl-C."""
     from pomona.service.server import serve as serve_run
@@ -789,6 +808,7 @@ _COMMANDS = (
     embed,
     backbones,
     fetch,
+    export,
     serve,
 )
 """In the order of the help."""

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pomona.enhancement_effect import Effects
     from pomona.evaluation import Evaluation, Metric
     from pomona.explaining import Explanation
+    from pomona.export import ExportResult
     from pomona.findings import Audit
     from pomona.prediction import Answer, Prediction
     from pomona.run_log import Row
@@ -60,6 +61,7 @@ _STEPS = {
     "predict": "Predicting",
     "explain": "Finding reasons",
     "ways": "Measuring ways",
+    "parity": "Comparing answers",
 }
 
 
@@ -494,3 +496,22 @@ def print_forecast(forecasts: Sequence[Forecast], taken: Forecast) -> None:
             highlight=False,
             soft_wrap=True,
         )
+
+
+def print_export(out: Console, result: ExportResult) -> None:
+    """Say how close an export is to its bundle, runtime by runtime."""
+    from pomona.comparison import write_points
+
+    table = make_table("Runtime", "Photos", "Labels agree", "Largest difference", "Right, against the bundle")
+    for parity in result.parities:
+        paired = parity.paired
+        table.add_row(
+            parity.runtime,
+            f"{parity.n_golden + parity.n_real:,}",
+            f"{parity.n_agreed:,} of {parity.n_decided:,}",
+            f"{parity.largest:.2g}",
+            "-" if paired is None else f"{write_points(paired.gain)} points on {paired.n:,}",
+        )
+    out.print(table)
+    n_mb = sum(result.files.values()) / 1e6
+    out.print(f"{len(result.files):,} files, {n_mb:.1f} MB.", highlight=False)

@@ -48,7 +48,7 @@ def count_cpus() -> int:
     return os.cpu_count() or 1
 
 
-def _import_openvino() -> Any:
+def import_openvino() -> Any:
     """Import OpenVINO without its telemetry, which reports every import to a server and keeps an id in the home."""
     name = "openvino_telemetry"
     loaded = sys.modules.get(name)
@@ -64,14 +64,14 @@ def _import_openvino() -> Any:
 
 
 @functools.cache
-def _open_core() -> Any:
+def open_core() -> Any:
     """OpenVINO's one entry, kept as long as the process.
 
     On a CPU with AVX-512 its plugin gives the thread that loads it another stack for signals, and takes it away where
     the plugin goes. OpenVINO 2026.4 unmaps that stack even if the thread it belongs to is another one, whose next
     signal is then the end of the process: Ctrl-C was a segmentation fault.
     """
-    return _import_openvino().Core()
+    return import_openvino().Core()
 
 
 def _prune(model: ov.Model, outputs: tuple[str, ...], network: Path) -> ov.Model:
@@ -79,7 +79,7 @@ def _prune(model: ov.Model, outputs: tuple[str, ...], network: Path) -> ov.Model
     results = {result.output(0).get_any_name(): result for result in model.get_results()}
     if missing := [name for name in outputs if name not in results]:
         raise BackboneError(f"{network}: wanted an output {missing[0]}, got {', '.join(results)}")
-    return _import_openvino().Model([results[name] for name in outputs], model.get_parameters(), model.get_name())
+    return import_openvino().Model([results[name] for name in outputs], model.get_parameters(), model.get_name())
 
 
 class Engine:
@@ -117,7 +117,7 @@ class Engine:
             "ENABLE_CPU_PINNING": False,
         }
         try:
-            core = _open_core()
+            core = open_core()
             model = core.read_model(network)
             if outputs is not None:
                 model = _prune(model, outputs, network)

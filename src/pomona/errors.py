@@ -17,6 +17,7 @@ Why: only the edge (`cli`) turns an error into an exit code, so every layer belo
     ├── BundleError            a folder is not a usable bundle
     │   ├── BundleDamagedError its files do not match their hashes
     │   └── BundleFormatError  it was written by a newer Pomona
+    ├── ExportError            an export cannot be made, or does not answer as the bundle does
     ├── ServiceError           the service cannot start, such as where its port is in use
     └── StorageError           a file could not be read or written: full disk, no permission
 """
@@ -134,6 +135,10 @@ class BundleDamagedError(BundleError):
 
 class BundleFormatError(BundleError):
     """A bundle has a format number that this version does not know."""
+
+
+class ExportError(PomonaError):
+    """An export cannot be made, or does not answer as the bundle does."""
 
 
 class StorageError(PomonaError):

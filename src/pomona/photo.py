@@ -598,8 +598,8 @@ def _scan_jpeg(data: bytes) -> _JpegFrame | None:
 def _require_scans(data: bytes, max_scans: int) -> None:
     """Refuse a JPEG of too many scans.
 
-    The two bytes of a scan's marker may stand in a thumbnail or in a film behind the photo too, so that only more of them
-    than are allowed is a reason to walk from segment to segment, which is slower.
+    The two bytes of a scan's marker may stand in a thumbnail or in a film behind the photo too, so that only more of
+    them than are allowed is a reason to walk from segment to segment, which is slower.
     """
     if data.count(b"\xff\xda") <= max_scans:
         return

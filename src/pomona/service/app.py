@@ -20,10 +20,10 @@ from starlette.exceptions import HTTPException
 
 from pomona import __version__
 from pomona.errors import MissingPackageError
-from pomona.service.body import BodyLimits, Intake
+from pomona.service.body import Intake, PhotoLimits, read_body
 from pomona.service.docs_page import write_docs_page
-from pomona.service.faults import RequestError, say_busy
-from pomona.service.guard import Guard, find_header
+from pomona.service.faults import Fault, RequestError, say_busy
+from pomona.service.guard import Guard, find_header, refuse
 from pomona.service.kserve import describe_model, describe_server, read_inference, write_inference
 from pomona.service.lanes import BusyError
 from pomona.service.live import Wish
@@ -91,11 +91,7 @@ def build_app(options: ServeOptions, live: LiveBundle, measures: Measures) -> Gu
         docs_url=None,
         redoc_url=None,
     )
-    limits = BodyLimits(
-        options.max_request_bytes, options.max_photo_bytes, options.max_photos, options.patience_s
-    )
-    intake = Intake(limits)
-    app.state.live, app.state.intake = live, intake
+    intake = Intake(PhotoLimits(options.max_photo_bytes, options.max_photos))
     _add_faults(app)
     _add_answers(app, live, intake, can_teach=options.teach)
     _add_kserve(app, live, intake)
@@ -104,23 +100,23 @@ def build_app(options: ServeOptions, live: LiveBundle, measures: Measures) -> Gu
     if options.teach:
         _add_teaching(app, options, live)
     show = bool(os.environ.get("POMONA_TRACEBACK"))
-    return Guard(app, allowed_names=options.allowed_names, measures=measures, show_traceback=show)
+    return Guard(app, options, measures, show_traceback=show)
 
 
 def describe_faults(*statuses: int, is_kserve: bool = False) -> dict[int | str, dict[str, Any]]:
     """Replies of an endpoint that are refusals, for its description."""
     schema = _KSERVE_ERROR if is_kserve else _ERROR
-    return {
-        status: {"description": _FAULTS[status], "content": {_JSON: {"schema": schema}}} for status in statuses
-    }
+    return {status: {"description": _FAULTS[status], "content": {_JSON: {"schema": schema}}} for status in statuses}
 
 
 def _add_faults(app: FastAPI) -> None:
     async def say(request: Request, error: Exception) -> Response:
         if isinstance(error, HTTPException):
-            kind = {404: "not_found", 405: "method"}.get(error.status_code, "cannot_be_read")
+            kinds: dict[int, Fault] = {404: "not_found", 405: "method"}
             text = {404: "there is nothing here: /docs lists what there is", 405: "this is asked for in another way"}
-            found = RequestError(kind, text.get(error.status_code, str(error.detail)))  # type: ignore[arg-type]
+            found = RequestError(
+                kinds.get(error.status_code, "cannot_be_read"), text.get(error.status_code, str(error.detail))
+            )
             return Response(
                 found.to_json(request.url.path), error.status_code, dict(error.headers or {}), media_type=_JSON
             )
@@ -129,10 +125,23 @@ def _add_faults(app: FastAPI) -> None:
             where = ".".join(str(part) for part in first["loc"])
             found = RequestError("option", f"{where}: {first['msg']}")
             return Response(found.to_json(request.url.path), found.status, media_type=_JSON)
-        raise error
+        if isinstance(error, RequestError):
+            return _Refusal(error)
+        return _Refusal(RequestError("fault", "something in the service is at fault: its log says more"))
 
-    app.add_exception_handler(HTTPException, say)
-    app.add_exception_handler(RequestValidationError, say)
+    for kind in (HTTPException, RequestValidationError, RequestError, Exception):
+        app.add_exception_handler(kind, say)
+
+
+class _Refusal(Response):
+    """Says what is wrong, and waits for a client that is still sending."""
+
+    def __init__(self, error: RequestError) -> None:
+        super().__init__(status_code=error.status)
+        self.error = error
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await refuse(self.error, scope, receive, send)
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, Any]) -> Any:
@@ -187,7 +196,10 @@ def _add_answers(app: FastAPI, live: LiveBundle, intake: Intake, *, can_teach: b
         "required": ["model", "version", "predictions"],
     }
     replies = describe_faults(400, 408, 413, 415, 429, 503)
-    replies[200] = {"description": "What each photo shows, in the order given.", "content": {_JSON: {"schema": answers}}}
+    replies[200] = {
+        "description": "What each photo shows, in the order given.",
+        "content": {_JSON: {"schema": answers}},
+    }
     replies[422] = {
         "description": "Not one photo could be used: each says why. Or an option cannot be used.",
         "content": {_JSON: {"schema": {"anyOf": [answers, _ERROR]}}},
@@ -196,8 +208,8 @@ def _add_answers(app: FastAPI, live: LiveBundle, intake: Intake, *, can_teach: b
     @app.post(
         "/predict",
         summary="Say what photos show.",
-        description="One photo as it is, many as a form, or as base64 in JSON. A photo that cannot be used is an answer "
-        "with an error, and the others are answered.",
+        description="One photo as it is, many as a form, or as base64 in JSON. A photo that cannot be used is an "
+        "answer with an error, and the others are answered.",
         openapi_extra={"requestBody": body},
         responses=replies,
         response_class=Response,
@@ -207,7 +219,7 @@ def _add_answers(app: FastAPI, live: LiveBundle, intake: Intake, *, can_teach: b
         topk: Annotated[int, Query(ge=1, le=1000, description="How many of the most probable classes to name.")] = 5,
         explain: Annotated[bool, Query(description="Say why: a map, and the nearest photos learnt from.")] = False,
     ) -> Response:
-        opened, names, said = await _answer(
+        opened, said = await _answer(
             request, live, lambda: intake.read_photos(request.scope, request.receive), Wish(topk, explain)
         )
         content = {
@@ -250,7 +262,7 @@ def _add_answers(app: FastAPI, live: LiveBundle, intake: Intake, *, can_teach: b
 
 async def _answer(
     request: Request, live: LiveBundle, read: Callable[[], Awaitable[list[Any]]], wish: Wish
-) -> tuple[OpenBundle, list[str], list[Said]]:
+) -> tuple[OpenBundle, list[Said]]:
     """Take photos in, and answer for them, as long as there is room and the client is there."""
     _require_ready(live)
     try:
@@ -261,7 +273,7 @@ async def _answer(
         opened, said = await while_connected(request, live.predict(photos, names=names, wish=wish))
     except BusyError as error:
         raise say_busy(error.wait_s) from error
-    return opened, names, said
+    return opened, said
 
 
 def write_prediction(said: Said, *, explain: bool) -> dict[str, Any]:
@@ -316,8 +328,8 @@ def _add_kserve(app: FastAPI, live: LiveBundle, intake: Intake) -> None:
     @app.post(
         "/v2/models/{name}/infer",
         summary="KServe: say what photos show.",
-        description="One input: BYTES with photos, as base64 or in binary, or UINT8 with squares [N, S, S, 3]. A photo that "
-        "cannot be used has zeros, an empty label, and the reason in the output error.",
+        description="One input: BYTES with photos, as base64 or in binary, or UINT8 with squares [N, S, S, 3]. A photo "
+        "that cannot be used has zeros, an empty label, and the reason in the output error.",
         openapi_extra={"requestBody": {"required": True, "content": {_JSON: {"schema": tensors}}}},
         responses=describe_faults(400, 404, 408, 413, 422, 429, 503, is_kserve=True),
         response_class=Response,
@@ -327,7 +339,7 @@ def _add_kserve(app: FastAPI, live: LiveBundle, intake: Intake) -> None:
         _require_ready(live)
         try:
             with live.lanes.expect():
-                body = await intake.read(request.scope, request.receive)
+                body = await read_body(request.receive)
             if not body:
                 raise RequestError("empty", "wanted a request of KServe's protocol, got no body")
             size_px, header = live.bundle.preprocessing.size_px, "inference-header-content-length"

@@ -16,35 +16,32 @@ from typing import TYPE_CHECKING, Any
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from pomona.service.faults import RequestError, say_busy
+from pomona.service.faults import RequestError
 from pomona.service.guard import find_header
 
 if TYPE_CHECKING:
+    from python_multipart.multipart import MultipartCallbacks
+
     from pomona.service.guard import Message, Receive
 
 _ELSEWHERE_BYTES = 200_000  # from here on parsing is done in a thread: the loop has others to serve
-_HELD_BYTES = 512_000_000
 _MAX_NAME = 200
 
 
 @dataclass(frozen=True)
-class BodyLimits:
+class PhotoLimits:
     """What a request may hold.
 
     Parameters
     ----------
-    max_bytes, max_photo_bytes : int
-        Of all of it, and of one photo.
+    max_photo_bytes : int
+        Largest photo.
     max_photos : int
         How many.
-    patience_s : float
-        How long it may take to arrive.
     """
 
-    max_bytes: int
     max_photo_bytes: int
     max_photos: int
-    patience_s: float
 
 
 @dataclass(frozen=True)
@@ -63,60 +60,27 @@ class Upload:
     content: bytes
 
 
+async def read_body(receive: Receive) -> bytes:
+    """The whole body of a request; `pomona.service.guard` keeps it within limits."""
+    parts: list[bytes] = []
+    while True:
+        message = await receive()
+        parts.append(message.get("body", b""))
+        if not message.get("more_body"):
+            return b"".join(parts)
+
+
 class Intake:
-    """Reads bodies, and knows how many bytes of all requests are held.
+    """Reads photos.
 
     Parameters
     ----------
-    limits : BodyLimits
+    limits : PhotoLimits
         What one request may hold.
     """
 
-    def __init__(self, limits: BodyLimits) -> None:
+    def __init__(self, limits: PhotoLimits) -> None:
         self.limits = limits
-        self.n_held = 0
-
-    async def read(self, scope: Message, receive: Receive) -> bytes:
-        """The whole body.
-
-        Raises
-        ------
-        RequestError
-            If it is too large, too slow, or there is no room for it.
-        """
-        limits = self.limits
-        announced = find_header(scope, b"content-length")
-        if announced.isdigit() and int(announced) > limits.max_bytes:
-            raise self._say_too_large()
-        parts: list[bytes] = []
-        n_bytes = 0
-        try:
-            async with asyncio.timeout(limits.patience_s):
-                while True:
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        raise asyncio.CancelledError
-                    part = message.get("body", b"")
-                    n_bytes += len(part)
-                    self.n_held += len(part)
-                    if n_bytes > limits.max_bytes:
-                        raise self._say_too_large()
-                    if self.n_held > max(_HELD_BYTES, 2 * limits.max_bytes):
-                        busy = say_busy(1.0)
-                        busy.is_unread = True
-                        raise busy
-                    parts.append(part)
-                    if not message.get("more_body"):
-                        return b"".join(parts)
-        except TimeoutError as error:
-            text = f"wanted the request within {limits.patience_s:g} s, it is still on its way: send it again"
-            raise RequestError("too_slow", text, is_unread=True) from error
-        finally:
-            self.n_held -= n_bytes
-
-    def _say_too_large(self) -> RequestError:
-        text = f"wanted at most {self.limits.max_bytes:,} bytes, the request has more: send fewer or smaller photos"
-        return RequestError("too_large", text, is_unread=True)
 
     async def read_photos(self, scope: Message, receive: Receive) -> list[Upload]:
         """Photos of a request: multipart, the bytes of one, or JSON with base64.
@@ -136,7 +100,7 @@ class Intake:
                 "curl sends them with -F photo=@FILE",
                 is_unread=True,
             )
-        body = await self.read(scope, receive)
+        body = await read_body(receive)
         if not body:
             raise RequestError("empty", "wanted a photo, the request has no body")
         if parse is None:
@@ -160,11 +124,11 @@ class Intake:
             raise _say_too_many(self.limits)
 
 
-def _say_too_many(limits: BodyLimits) -> RequestError:
+def _say_too_many(limits: PhotoLimits) -> RequestError:
     return RequestError("too_many_photos", f"wanted at most {limits.max_photos} photos a request: send them in parts")
 
 
-def _parse_json(body: bytes, _: object, limits: BodyLimits) -> list[Upload]:
+def _parse_json(body: bytes, _: object, limits: PhotoLimits) -> list[Upload]:
     content = load_json(body)
     photos = content.get("photos") if isinstance(content, dict) else None
     if not isinstance(photos, list):
@@ -209,7 +173,7 @@ def decode_base64(text: object) -> bytes:
 class _Parts:
     """Files of a form, gathered from what the parser calls."""
 
-    def __init__(self, limits: BodyLimits) -> None:
+    def __init__(self, limits: PhotoLimits) -> None:
         self.limits = limits
         self.uploads: list[Upload] = []
         self.is_ended = False
@@ -218,7 +182,7 @@ class _Parts:
         self._disposition = b""
         self._content: list[bytes] = []
 
-    def callbacks(self) -> dict[str, Any]:
+    def callbacks(self) -> MultipartCallbacks:
         return {
             "on_part_begin": self._begin,
             "on_header_field": self._add_field,
@@ -260,7 +224,7 @@ class _Parts:
         self.is_ended = True
 
 
-def _parse_multipart(body: bytes, options: dict[bytes, bytes], limits: BodyLimits) -> list[Upload]:
+def _parse_multipart(body: bytes, options: dict[bytes, bytes], limits: PhotoLimits) -> list[Upload]:
     parts = _Parts(limits)
     try:
         parser = MultipartParser(options.get(b"boundary", b""), parts.callbacks())

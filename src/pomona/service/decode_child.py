@@ -1,8 +1,8 @@
 """The process that decodes: photo bytes in, the square that the network takes out.
 
 In: requests on stdin. Out: replies on stdout, each with the number of its request.
-Why: decoders are where hostile bytes do harm. Here they have a memory limit and no secrets, and whatever happens to this
-process happens to it alone: `pomona.service.decode_worker` starts another.
+Why: decoders are where hostile bytes do harm. Here they have a memory limit and no secrets, and whatever happens to
+this process happens to it alone: `pomona.service.decode_worker` starts another.
 
 It imports neither the engine nor the web framework, so that a new one is ready in a third of a second.
 """
@@ -17,13 +17,14 @@ import os
 import signal
 import struct
 import sys
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from pomona.backbone import Preprocessing
 from pomona.errors import PhotoError, PomonaError
 from pomona.photo import decode_photo
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
 ASK = struct.Struct("<QcII")
@@ -76,14 +77,14 @@ def _answer_all(asked: BinaryIO, replies: BinaryIO, limit_s: float) -> None:
         _send(replies, number, kind, content)
 
 
-def _send(replies: BinaryIO, number: int, kind: bytes, content: bytes | memoryview) -> None:
+def _send(replies: BinaryIO, number: int, kind: bytes, content: bytes) -> None:
     replies.write(REPLY.pack(number, kind, len(content)))
     left = memoryview(content)
     while left:
         left = left[replies.write(left) :]
 
 
-def answer(wanted: bytes, settings: bytes, photo: bytes) -> tuple[bytes, bytes | memoryview]:
+def answer(wanted: bytes, settings: bytes, photo: bytes) -> tuple[bytes, bytes]:
     """Do what is wanted with a photo.
 
     Parameters
@@ -106,7 +107,7 @@ def answer(wanted: bytes, settings: bytes, photo: bytes) -> tuple[bytes, bytes |
         if wanted == THUMBNAIL:
             pixels = decode_photo(photo, max_pixels=max_pixels, max_scans=max_scans, at_least_px=2 * THUMBNAIL_PX)
             return PIXELS, _draw_thumbnail(pixels)
-        return PIXELS, memoryview(preprocessing.read(photo, max_pixels=max_pixels, max_scans=max_scans)).cast("B")
+        return PIXELS, preprocessing.read(photo, max_pixels=max_pixels, max_scans=max_scans).tobytes()
     except PhotoError as error:
         fault = "too_much_memory" if isinstance(error.__cause__, MemoryError) else error.fault
         return FAULT, json.dumps([fault, str(error)]).encode()
@@ -119,11 +120,13 @@ def answer(wanted: bytes, settings: bytes, photo: bytes) -> tuple[bytes, bytes |
 @functools.lru_cache(maxsize=4)
 def _read_settings(settings: bytes) -> tuple[Preprocessing, int, int]:
     content = json.loads(settings)
-    fields = {name: tuple(value) if isinstance(value, list) else value for name, value in content["read"].items()}
+    fields: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in content["read"].items()
+    }
     return Preprocessing(**fields), content["max_pixels"], content["max_scans"]
 
 
-def _draw_thumbnail(pixels: NDArray) -> bytes:  # type: ignore[type-arg]
+def _draw_thumbnail(pixels: NDArray[np.uint8]) -> bytes:
     from PIL import Image
 
     picture, content = Image.fromarray(pixels), io.BytesIO()

@@ -20,7 +20,8 @@ def write_docs_page(document: dict[str, Any]) -> str:
 
     Examples
     --------
-    >>> page = write_docs_page({"info": {"title": "Pomona", "version": "1"}, "paths": {"/a": {"get": {"summary": "An a"}}}})
+    >>> paths = {"/a": {"get": {"summary": "An a"}}}
+    >>> page = write_docs_page({"info": {"title": "Pomona", "version": "1"}, "paths": paths})
     >>> "<code>GET /a</code>" in page and "An a" in page
     True
     """

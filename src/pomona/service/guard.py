@@ -1,8 +1,8 @@
 """What stands before every endpoint: hosts, headers, patience, one line a request.
 
 In: a connection. Out: the reply of an endpoint with the headers that keep a browser safe, or a refusal.
-Why: what holds for every request is in one place, so that no endpoint can forget it. The lines name the route, never the
-path, file name, header or content that a client chose.
+Why: what holds for every request is in one place, so that no endpoint can forget it. The lines name the route, never
+the path, file name, header or content that a client chose.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, MutableMapping
 
     from pomona.service.measures import Measures
+    from pomona.service.options import ServeOptions
 
     Message = MutableMapping[str, Any]
     Receive = Callable[[], Awaitable[Message]]
@@ -45,6 +46,8 @@ HEADERS = [
 _LINGER_S = 2.0
 _LINGER_BYTES = 1_000_000_000
 _SEND_S = 30.0
+_HELD_BYTES = 512_000_000
+_HUNG_UP = 499  # as nginx counts clients that did not wait
 
 
 class Guard:
@@ -54,31 +57,28 @@ class Guard:
     ----------
     app : callable
         The application, as ASGI has it.
-    allowed_names : frozenset of str
-        Names that the service may be called by; addresses always may.
+    options : ServeOptions
+        Names and limits.
     measures : Measures
         Where requests are counted.
     show_traceback : bool
         Whether a fault of Pomona's own is written to stderr in full.
     """
 
-    def __init__(
-        self, app: App, *, allowed_names: frozenset[str], measures: Measures, show_traceback: bool = False
-    ) -> None:
+    def __init__(self, app: App, options: ServeOptions, measures: Measures, *, show_traceback: bool = False) -> None:
         self.app = app
-        self.allowed_names = allowed_names
+        self.options = options
         self.measures = measures
         self.show_traceback = show_traceback
+        self.n_held = 0
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer one request, or pass on what is none."""
-        if scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1000})
-            return
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         started_s, status = time.perf_counter(), 0
+        body = _Body(self, receive)
 
         async def send_safely(message: Message) -> None:
             nonlocal status
@@ -91,26 +91,74 @@ class Guard:
                 await send(message)
 
         try:
-            require_host(scope, self.allowed_names)
-            await self.app(scope, receive, send_safely)
+            require_host(scope, self.options.allowed_names)
+            body.require_announced(scope)
+            await self.app(scope, body.receive, send_safely)
         except RequestError as error:
             await refuse(error, scope, receive, send_safely)
         except (asyncio.CancelledError, TimeoutError):
-            status = status or 499
-        # The edge of the service: a client gets a sentence, and the next request an answer.
+            status = status or _HUNG_UP
+        # The edge of the service: the application has said so to its client, and the next request gets an answer.
         except Exception as error:  # noqa: BLE001
             log(f"fault: unexpected {type(error).__name__} (POMONA_TRACEBACK=1 shows where)")
             if self.show_traceback:
                 traceback.print_exception(error, file=sys.stderr)
-            if not status:
-                fault = RequestError("fault", "something in the service is at fault: its log says more")
-                await refuse(fault, scope, receive, send_safely)
         finally:
+            self.n_held -= body.n_bytes
             route = getattr(scope.get("route"), "path", None) or "-"
             took_s = time.perf_counter() - started_s
             self.measures.count_request(route, status, took_s)
             method = scope["method"] if scope["method"] in _METHODS else "-"
             log(f"{status} {method} {route} {1000 * took_s:.0f} ms")
+
+
+class _Body:
+    """The body of a request as it arrives, within limits, whichever endpoint reads it."""
+
+    def __init__(self, guard: Guard, receive: Receive) -> None:
+        self.guard = guard
+        self.n_bytes = 0
+        self._receive = receive
+        self._is_whole = False
+        self._is_refused = False
+        self._due_s = time.monotonic() + guard.options.patience_s
+
+    def require_announced(self, scope: Message) -> None:
+        """Refuse a body by the length that it announces."""
+        announced = find_header(scope, b"content-length")
+        if announced.isdigit() and int(announced[:20]) > self.guard.options.max_request_bytes:
+            raise self._say_too_large()
+
+    async def receive(self) -> Message:
+        """The next part; once it is whole, this waits for the client to hang up."""
+        if self._is_whole or self._is_refused:
+            return await self._receive()
+        options = self.guard.options
+        try:
+            async with asyncio.timeout(self._due_s - time.monotonic()):
+                message = await self._receive()
+        except TimeoutError as error:
+            self._is_refused = True
+            text = f"wanted the request within {options.patience_s:g} s, it is still on its way: send it again"
+            raise RequestError("too_slow", text, is_unread=True) from error
+        if message["type"] != "http.request":
+            raise asyncio.CancelledError  # it hung up halfway
+        n_bytes = len(message.get("body", b""))
+        self.n_bytes += n_bytes
+        self.guard.n_held += n_bytes
+        self._is_whole = not message.get("more_body")
+        if self.n_bytes > options.max_request_bytes:
+            raise self._say_too_large()
+        if self.guard.n_held > max(_HELD_BYTES, 2 * options.max_request_bytes):
+            self._is_refused = True
+            raise RequestError("busy", "too much is on its way already: try again", wait_s=1, is_unread=True)
+        return message
+
+    def _say_too_large(self) -> RequestError:
+        self._is_refused = True
+        most = self.guard.options.max_request_bytes
+        text = f"wanted at most {most:,} bytes, the request has more: send fewer or smaller photos"
+        return RequestError("too_large", text, is_unread=not self._is_whole)
 
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})

@@ -1,6 +1,6 @@
 """KServe's protocol, version 2: the same answers for clients that speak it.
 
-In: tensors as JSON or binary: photos as BYTES, or squares as UINT8. Out: probabilities, strangeness and labels as tensors.
+In: tensors as JSON or binary: photos as BYTES, or squares as UINT8. Out: probabilities, strangeness, labels, errors.
 Why: gateways and clients of other servers speak this one, and need nothing of Pomona's own.
 
 References

@@ -24,6 +24,7 @@ from pomona.service.decode_worker import DecodeLimits, DecodeWorker
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    import numpy as np
     from numpy.typing import NDArray
 
     from pomona.prediction import Prediction
@@ -50,7 +51,7 @@ class Said:
 
     prediction: Prediction
     fault: str | None = None
-    probabilities: NDArray | None = None  # type: ignore[type-arg]
+    probabilities: NDArray[np.float32] | None = None
     explanation: dict[str, object] | None = None
 
 

@@ -43,7 +43,9 @@ if TYPE_CHECKING:
 
 _N_THUMBNAILS = 256
 _SEEN_QUALITY = 85
-_TINY_PHOTO = b"BM" + struct.pack("<IHHIIiiHHIIiiII", 54 + 192, 0, 0, 54, 40, 8, 8, 1, 24, 0, 192, 0, 0, 0, 0) + b"\x7f" * 192
+_TINY_PHOTO = (
+    b"BM" + struct.pack("<IHHIIiiHHIIiiII", 54 + 192, 0, 0, 54, 40, 8, 8, 1, 24, 0, 192, 0, 0, 0, 0) + b"\x7f" * 192
+)
 """A grey square of 8 x 8, as BMP: what warms a bundle."""
 
 
@@ -317,13 +319,15 @@ class LiveBundle:
         called = names or ["-"] * len(photos)
         done: asyncio.Future[None] = loop.create_future()
 
+        def settle() -> None:
+            if not done.done():
+                done.set_result(None)
+
         def finish(_: Ticket) -> None:
             with contextlib.suppress(RuntimeError):  # the loop has ended, and with it whoever waits
-                loop.call_soon_threadsafe(lambda: done.done() or done.set_result(None))
+                loop.call_soon_threadsafe(settle)
 
-        ticket = self.lanes.put(
-            len(photos), lambda i, lane: opened.look(photos[i], called[i], wanted, lane), finish
-        )
+        ticket = self.lanes.put(len(photos), lambda i, lane: opened.look(photos[i], called[i], wanted, lane), finish)
         try:
             await done
         except asyncio.CancelledError:

@@ -7,7 +7,7 @@ Why: each limit has one name and one default, for the command line, the page of 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path  # noqa: TC003 - read at run time: it is a flag
 from typing import Annotated
 
 from pomona.errors import OptionError
@@ -70,7 +70,7 @@ class ServeOptions:
     max_request_mb: Annotated[int, "Largest request, in MB."] = 64
     max_photos: Annotated[int, "Most photos of one request."] = 64
     max_megapixels: Annotated[int, "Largest photo, in millions of pixels."] = 60
-    max_wait_s: Annotated[float, "A request that would wait longer for its turn is refused at once."] = 1.0
+    max_wait_s: Annotated[float, "A request that would wait longer for its turn is refused at once."] = 1.5
     photo_s: Annotated[float, "Longest time that decoding one photo may take."] = 5.0
     worker_mb: Annotated[int, "Most memory of a process that decodes, in MB."] = 512
     patience_s: Annotated[float, "Longest time that a client may take to send a request."] = 20.0
@@ -80,14 +80,24 @@ class ServeOptions:
             raise OptionError(f"port: wanted 0 to 65535, got {self.port}")
         if self.workers is not None and self.workers < 1:
             raise OptionError(f"workers: wanted 1 or more, got {self.workers}")
-        counts = ("max_photo_mb", "max_request_mb", "max_photos", "max_megapixels", "max_wait_s", "photo_s", "patience_s")
+        counts = (
+            "max_photo_mb",
+            "max_request_mb",
+            "max_photos",
+            "max_megapixels",
+            "max_wait_s",
+            "photo_s",
+            "patience_s",
+        )
         for name in counts:
             if not getattr(self, name) > 0:
                 raise OptionError(f"{name}: wanted more than 0, got {getattr(self, name)}")
         if self.worker_mb < 128:
             raise OptionError(f"worker_mb: wanted 128 or more, which decoding takes at least, got {self.worker_mb}")
         if self.token is not None and (not self.token.isascii() or not self.token.isprintable() or " " in self.token):
-            raise OptionError("token: wanted printable ASCII without spaces, as a header carries it, got something else")
+            raise OptionError(
+                "token: wanted printable ASCII without spaces, as a header carries it, got something else"
+            )
         if self.token is not None and len(self.token) < 8:
             raise OptionError(f"token: wanted 8 characters or more, got {len(self.token)}")
 

@@ -7,14 +7,14 @@ ends the process, Ctrl-C or a supervisor, ends it in order.
 
 from __future__ import annotations
 
+import errno
+import functools
 import ipaddress
 import os
 import signal
 import socket
-import sys
 import threading
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pomona.engine import count_cpus
@@ -25,6 +25,7 @@ from pomona.service.lanes import Lanes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from pomona.service.live import LiveBundle
     from pomona.service.options import ServeOptions
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 _GRACE_S = 10
 _POLL_S = 1.0
 _RETRY_POLLS = 5
-_HEADER_S = 10.0
 _BACKLOG = 1024
 
 
@@ -92,7 +92,11 @@ def open_listener(host: str, port: int) -> socket.socket:
             listener.close()
             raise
     except OSError as error:
-        reason = "it is in use: name another with --port" if error.errno == 98 else error.strerror or str(error)
+        reason = (
+            "it is in use: name another with --port"
+            if error.errno == errno.EADDRINUSE
+            else error.strerror or str(error)
+        )
         raise ServiceError(f"cannot listen at {host}, port {port}: {reason}") from error
     return listener
 
@@ -141,7 +145,7 @@ def _serve_at(
     app = build_app(options, live, measures)
     config = uvicorn.Config(
         app,
-        http=PatientProtocol,
+        http=functools.partial(PatientProtocol, patience_s=options.patience_s),  # type: ignore[arg-type]
         ws="none",
         lifespan="off",
         log_config=None,
@@ -150,7 +154,6 @@ def _serve_at(
         server_header=False,
         timeout_keep_alive=30,
         timeout_graceful_shutdown=_GRACE_S,
-        h11_max_incomplete_event_size=None,
     )
     server = uvicorn.Server(config)
     where = f"http://{_write_address(listener)}"
@@ -218,7 +221,8 @@ def follow_folder(live: LiveBundle, ended: threading.Event, log: Callable[[str],
     log : callable
         Told what happens.
     """
-    seen, refused, n_polls = _stamp(live.bundle.folder), "", 0
+    seen: tuple[int, ...] | None = None  # the folder may have changed since the first one was loaded
+    refused, n_polls = "", 0
     while not ended.wait(_POLL_S):
         n_polls += 1
         stamp = _stamp(live.bundle.folder)
