@@ -81,7 +81,7 @@ def _read(folder: Path) -> dict[str, Any]:
 
 
 def _write(folder: Path, content: object) -> None:
-    (folder / MANIFEST_NAME).write_text(json.dumps(content), encoding="utf-8")
+    (folder / MANIFEST_NAME).write_text(json.dumps(content) + "\n", encoding="utf-8")
 
 
 def _find_backbone_entry(content: dict[str, Any]) -> dict[str, Any]:

@@ -362,7 +362,7 @@ def test_what_gradients_trained_says_why_it_cannot_learn_on(run: Path, berries: 
     shutil.rmtree(cache_folder() / "learnt")  # none is kept of such a run
     manifest = load_bundle(run).manifest
     tuned = manifest.model_copy(update={"provenance": {**manifest.provenance, "head": "gradient"}}).seal()
-    (run / MANIFEST_NAME).write_text(tuned.model_dump_json(), encoding="utf-8")
+    (run / MANIFEST_NAME).write_text(tuned.model_dump_json() + "\n", encoding="utf-8")
     for teach in (lambda: add_class(run, "Grapes", berries / "Grapes"), lambda: remove_class(run, "Orange")):
         with pytest.raises(FitError, match=r"run: .* this one was trained with --tune; train again with these photos"):
             teach()

@@ -11,25 +11,33 @@ construct. A bundle needs no torch and holds no pickle.
 from __future__ import annotations
 
 import json
+import math
+import mmap
+import os
+import re
+import stat
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pomona.backbone import Preprocessing
 from pomona.class_names import ClassName
+from pomona.class_tree import show_text
 from pomona.dataset import ClassTree
 from pomona.embedding import load_network
-from pomona.engine import Engine
+from pomona.engine import Engine, is_finite
 from pomona.enhancement import complete_steps
 from pomona.errors import (
     BundleDamagedError,
     BundleError,
     BundleFormatError,
+    DataError,
     MissingPackageError,
+    NotFiniteError,
     OptionError,
     PhotoError,
 )
@@ -58,6 +66,29 @@ HEAD_NAME = "head.safetensors"
 LEARNT_NAME = "train_photos.txt"
 TUNED_NAME = "tail.safetensors"
 
+MAX_FILE_BYTES = 2**31
+"""Largest file of a bundle; ONNX cannot hold more, and a file that never ends must not be read for ever."""
+
+_MAX_MANIFEST_BYTES = 2**25
+_MAX_LEVELS = 64
+_MAX_SIZE_PX = 4096
+_EXTERNAL = b"\n\x08location\x12"
+"""How ONNX begins to say that weights are in another file, which no hash would cover."""
+
+_LARGE_ESCAPE = re.compile(rb"(?<!\\)(?:\\\\)*\\u[0-9a-fA-F]{0,3}[A-F]")
+_DIGITS = re.compile(r"-?([0-9]+)(?:\.([0-9]+))?(?:e.*)?")
+
+
+def _require_shown(text: str) -> str:
+    """Refuse what would steer a terminal, and bytes that are no text."""
+    if show_text(text) != text:
+        raise ValueError(f"wanted text without control signs, got {text[:80]!r}")
+    return text
+
+
+Shown = Annotated[str, Field(max_length=10_000), AfterValidator(_require_shown)]
+"""Text that people read."""
+
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -66,23 +97,23 @@ class _Strict(BaseModel):
 class ClassEntryV3(_Strict):
     """One class: what is answered, and where it stands in the class tree; before classes had names for people."""
 
-    name: str
-    path: tuple[str, ...]
+    name: Shown
+    path: tuple[Shown, ...] = Field(max_length=_MAX_LEVELS)
 
 
 class ClassEntry(ClassEntryV3):
     """One class: what is answered, where it stands in the class tree, what people call it, and its code at a till."""
 
-    name_en: str | None = Field(default=None, min_length=1)
-    name_zh: str | None = Field(default=None, min_length=1)
+    name_en: Shown | None = Field(default=None, min_length=1)
+    name_zh: Shown | None = Field(default=None, min_length=1)
     plu: str | None = Field(default=None, pattern="^[0-9]{4,5}$")
-    extra: dict[str, str] = {}
+    extra: dict[Shown, Shown] = {}
 
 
 class PreprocessingEntryV1(_Strict):
     """`Preprocessing` as data, before photos were decoded at a fraction."""
 
-    size_px: int
+    size_px: int = Field(ge=1, le=_MAX_SIZE_PX)
     fit: Literal["squash", "crop", "pad"]
     resample: Literal["bilinear"]
     offset: float
@@ -92,19 +123,19 @@ class PreprocessingEntryV1(_Strict):
 class PreprocessingEntryV2(PreprocessingEntryV1):
     """`Preprocessing` as data, before photos were enhanced."""
 
-    decode_px: int | None = None
+    decode_px: int | None = Field(default=None, ge=1)
 
 
 class PreprocessingEntry(_Strict):
     """`Preprocessing` as data."""
 
-    size_px: int
+    size_px: int = Field(ge=1, le=_MAX_SIZE_PX)
     fit: Literal["squash", "crop", "pad"]
     resample: Literal["bilinear", "bicubic"]
     offset: float | tuple[float, float, float]
     scale: float | tuple[float, float, float]
-    decode_px: int | None = None
-    crop_share: float = 1.0
+    decode_px: int | None = Field(default=None, ge=1)
+    crop_share: float = Field(default=1.0, gt=0, le=1)
     enhance: tuple[str, ...] = ()
 
     @field_validator("enhance")
@@ -232,6 +263,15 @@ class _Sealed(_Strict):
     files: dict[str, str]
     checksum: str = ""
 
+    @field_validator("files")
+    @classmethod
+    def _require_names(cls, files: dict[str, str]) -> dict[str, str]:
+        """A bundle names files in its own folder: whoever opens a stranger's must not be made to read others."""
+        for name in files:
+            if name in {"", ".", ".."} or {"/", "\\", "\0", ":"} & set(name):
+                raise ValueError(f"wanted names of files in this folder, got {name[:80]!r}")
+        return files
+
     def compute_checksum(self) -> str:
         """sha256 of the other fields as JSON with sorted keys."""
         content = self.model_dump(mode="json", exclude={"checksum"})
@@ -356,7 +396,15 @@ class Bundle:
         entry = self.manifest.trust
         unknown = (UNKNOWN,) if entry is not None and entry.unknown is not None else ()
         outputs = ("probabilities", "features", *unknown)
-        return Engine(self.folder / MODEL_NAME, n_workers=self.n_workers, outputs=outputs)
+        engine = Engine(self.folder / MODEL_NAME, n_workers=self.n_workers, outputs=outputs)
+        size_px, n_classes = self.manifest.preprocessing.size_px, len(self.manifest.classes)
+        found = engine.run(np.zeros((0, *engine.shape), np.uint8))["probabilities"].shape[1:]
+        if (engine.shape, found) != ((size_px, size_px, 3), (n_classes,)):
+            raise BundleDamagedError(
+                f"{self.folder / MODEL_NAME}: wanted a graph from {size_px} x {size_px} pixels to {n_classes} classes, "
+                f"as {MANIFEST_NAME} has it, got one from {engine.shape} to {found}"
+            )
+        return engine
 
     @cached_property
     def whole_engine(self) -> Engine:
@@ -389,7 +437,16 @@ class Bundle:
     @cached_property
     def bank(self) -> LearntBank | None:
         """What it has learnt, in few numbers a photo; None where the bundle does not hold it."""
-        return load_bank(self.folder) if BANK_NAME in self.manifest.files else None
+        if BANK_NAME not in self.manifest.files:
+            return None
+        bank = load_bank(self.folder)
+        labels = bank.bank.labels
+        if labels.size and not 0 <= labels.min() <= labels.max() < len(self.tree):
+            raise BundleDamagedError(
+                f"{self.folder / BANK_NAME}: wanted labels of {len(self.tree)} classes, got {labels.min()} to "
+                f"{labels.max()}"
+            )
+        return bank
 
     @cached_property
     def learnt_from(self) -> frozenset[str]:
@@ -457,7 +514,13 @@ class Bundle:
             data = photo if isinstance(photo, bytes) else read_photo_bytes(Path(photo))
             return self.preprocessing.read(data)
 
-        return self.engine.stream(len(photos), load_pixels)
+        for i, outcome in enumerate(self.engine.stream(len(photos), load_pixels)):
+            if not isinstance(outcome, PhotoError) and not is_finite({"": outcome["probabilities"]}):
+                what = "a photo" if isinstance(photos[i], bytes) else show_text(str(photos[i]))
+                raise NotFiniteError(
+                    f"{self.folder / MODEL_NAME} gave numbers that are not finite for {what}: train it again"
+                )
+            yield outcome
 
     def to_prediction(
         self, file: str, outcome: Mapping[str, NDArray[np.float32]] | PhotoError, n_top: int
@@ -629,15 +692,42 @@ def load_bundle(folder: str | Path, *, n_workers: int | None = None) -> Bundle:
             raise BundleDamagedError(f"{folder / MANIFEST_NAME} is damaged: files: wanted {TUNED_NAME} as it was tuned")
     for name, wanted in manifest.files.items():
         path = folder / name
-        try:
-            found = hash_file(path)
-        except OSError as error:
-            raise BundleDamagedError(f"{path}: wanted a file of this bundle, got: {error.strerror}") from error
+        found = _hash_regular_file(path)
         if found != wanted:
             raise BundleDamagedError(
                 f"{path} is damaged: wanted sha256 {wanted}, got {found}; copy the bundle again or train it again"
             )
+    _require_own_weights(folder / MODEL_NAME)
+    try:
+        ClassTree(tuple(one.name for one in manifest.classes), tuple(one.path for one in manifest.classes))
+    except DataError as error:
+        raise BundleDamagedError(f"{folder / MANIFEST_NAME} is damaged: {error}") from error
     return Bundle(folder, manifest, n_workers)
+
+
+def _hash_regular_file(path: Path) -> str:
+    """Hash of a file of a bundle; what is no file, or has no end, is not waited for."""
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, socket or device"
+            raise BundleDamagedError(f"{path}: wanted a file of this bundle, got {kind}")
+        if status.st_size > MAX_FILE_BYTES:
+            raise BundleDamagedError(
+                f"{path} is damaged: wanted at most {MAX_FILE_BYTES:,} bytes, got {status.st_size:,}"
+            )
+        return hash_file(path)
+    except OSError as error:
+        raise BundleDamagedError(f"{path}: wanted a file of this bundle, got: {error.strerror}") from error
+
+
+def _require_own_weights(path: Path) -> None:
+    """Refuse a graph whose weights are in other files: the hash of the graph says nothing of those."""
+    if not path.stat().st_size:
+        raise BundleDamagedError(f"{path} is damaged: it has no bytes")
+    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        if content.find(_EXTERNAL) >= 0:
+            raise BundleDamagedError(f"{path}: wanted a graph with its weights in it, got one with some in other files")
 
 
 def parse_manifest(folder: Path) -> Manifest:
@@ -646,7 +736,8 @@ def parse_manifest(folder: Path) -> Manifest:
     if not folder.is_dir():
         raise BundleError(f"{folder}: wanted a run folder that `pomona train` wrote, got no folder")
     try:
-        content = json.loads(path.read_bytes())
+        data = _read_manifest(path)
+        content = _parse_json(data)
     except FileNotFoundError as error:
         raise BundleError(
             f"{folder}: wanted a run folder that `pomona train` wrote, got no {MANIFEST_NAME} in it"
@@ -672,4 +763,62 @@ def parse_manifest(folder: Path) -> Manifest:
         raise BundleDamagedError(f"{path} is damaged: {where}: {first['msg']}") from error
     if manifest.checksum != manifest.compute_checksum():
         raise BundleDamagedError(f"{path} is damaged: its checksum does not match its content")
+    if not data.endswith(b"\n"):
+        raise BundleDamagedError(f"{path} is damaged: its last line has no end")
     return manifest if isinstance(manifest, Manifest) else manifest.upgrade()
+
+
+def _read_manifest(path: Path) -> bytes:
+    # The path may be a pipe, or become one: not blocking on open makes that harmless.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    with os.fdopen(descriptor, "rb") as stream:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise ValueError("a pipe, socket or device")
+        data = stream.read(_MAX_MANIFEST_BYTES + 1)
+    if len(data) > _MAX_MANIFEST_BYTES:
+        raise ValueError(f"more than {_MAX_MANIFEST_BYTES:,} bytes")
+    return data
+
+
+def _parse_json(data: bytes) -> Any:
+    """Parse a manifest so that no changed bit goes unseen.
+
+    The checksum is one of values, and a parser forgives what does not change them: a capital in an exponent or escape,
+    a last digit too small to count, a key that comes twice.
+
+    Examples
+    --------
+    >>> _parse_json(b'{"a": 0.1}')
+    {'a': 0.1}
+    >>> _parse_json(b'{"a": 0.10000000000000001}')
+    Traceback (most recent call last):
+    ValueError: the number 0.10000000000000001, whose digits are not those of 0.1
+    """
+    if found := _LARGE_ESCAPE.search(data):
+        raise ValueError(f"an escape with a capital, {found[0][-6:]!r}")
+    return json.loads(data, parse_float=_parse_float, parse_constant=_refuse_constant, object_pairs_hook=_join_pairs)
+
+
+def _parse_float(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {text[:40]}, which is too large")
+    written, shortest = (_DIGITS.fullmatch(one) for one in (text, repr(value)))
+    if written is None or shortest is None or _list_digits(written) != _list_digits(shortest):
+        raise ValueError(f"the number {text[:40]}, whose digits are not those of {value!r}")
+    return value
+
+
+def _list_digits(number: re.Match[str]) -> str:
+    return (number[1] + (number[2] or "")).strip("0")
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name}, which is no number")
+
+
+def _join_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        raise ValueError("a key that comes twice")
+    return content

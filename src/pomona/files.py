@@ -33,6 +33,9 @@ SYSTEM_FILES = frozenset({".ds_store", "thumbs.db", "desktop.ini"})
 WINDOWS_FORBIDDEN = re.compile(r'[<>:"|?*\\\x00-\x1f]|[. ]+$')
 """What no name of a file may hold on Windows."""
 
+PARTIAL_FILE = re.compile(r"\..+\.[0-9a-f]{8}\.partial")
+"""What `write_atomic` calls a file until it is whole; a killed process may leave one."""
+
 _PAGE_ENDINGS = frozenset({".html", ".htm"})
 _MARK_WITHIN = 1000
 _AT_FDCWD = -100
@@ -186,24 +189,90 @@ def new_folder(target: Path) -> Iterator[Path]:
     """
     target = target.resolve()  # a link stays a link, and the folder behind it is replaced
     parent = make_folder(target.parent)
-    _remove_abandoned(parent, target.name)
+    _bring_back(parent, target)
+    remove_abandoned(parent, re.escape(target.name))
     staging = parent / f".{target.name}.{secrets.token_hex(4)}.partial"
-    make_folder(staging)
+    with storage_errors(f"make the folder {staging}"):
+        lock = _make_locked(staging)
     try:
         yield staging
         with storage_errors(f"put {target} in place"):
             _replace_folder(staging, target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+        os.close(lock)
 
 
-def _remove_abandoned(parent: Path, name: str) -> None:
-    """Remove what a killed process left of earlier tries; a day is longer than any try takes."""
-    left = re.compile(re.escape(f".{name}.") + r"[0-9a-f]{8}\.partial")
+def _make_locked(staging: Path) -> int:
+    """Make a folder that is locked as long as this process lives; its descriptor. On Windows it is not."""
+    if sys.platform == "win32":
+        staging.mkdir()
+        return os.open(os.devnull, os.O_RDONLY)
+    # Under another name until it is locked: nobody else may think it was abandoned.
+    making = staging.with_suffix(".making")
+    making.mkdir()
+    lock = os.open(making, os.O_RDONLY)
+    _lock_folder(lock)
+    making.rename(staging)
+    return lock
+
+
+def _lock_folder(descriptor: int) -> bool | None:
+    """Whether a folder is ours from now on; None where the file system has no locks."""
+    if sys.platform == "win32":
+        return None
+    import fcntl
+
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return False if error.errno in {errno.EWOULDBLOCK, errno.EACCES} else None
+    return True
+
+
+def remove_abandoned(parent: Path, name: str) -> None:
+    """Remove what killed processes left of folders they were building.
+
+    Parameters
+    ----------
+    parent : Path
+        Where they were building.
+    name : str
+        What the folders were to be called, as a regular expression.
+
+    Notes
+    -----
+    Who builds a folder holds a lock on it, which the system lets go of when the process ends, however it ends. Where
+    there are no locks, and in the instant before there is one, a day is longer than any try takes.
+    """
+    left = re.compile(rf"\.(?:{name})\.[0-9a-f]{{8}}\.(?:partial|making)")
     with contextlib.suppress(OSError):  # another process may be doing the same
         for path in parent.iterdir():
-            if left.fullmatch(path.name) and path.is_dir() and time.time() - path.stat().st_mtime > _ABANDONED_S:
-                shutil.rmtree(path, ignore_errors=True)
+            if left.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
+                _remove_if_abandoned(path)
+
+
+def _remove_if_abandoned(path: Path) -> None:
+    descriptor = None if sys.platform == "win32" else os.open(path, os.O_RDONLY)
+    try:
+        is_ours = None if descriptor is None or path.suffix == ".making" else _lock_folder(descriptor)
+        if is_ours or (is_ours is None and time.time() - path.stat().st_mtime > _ABANDONED_S):
+            shutil.rmtree(path, ignore_errors=True)
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _bring_back(parent: Path, target: Path) -> None:
+    """Put a folder back that a killed process had moved aside, where the system cannot exchange two at once."""
+    left = re.compile(re.escape(f".{target.name}.") + r"[0-9a-f]{8}\.partial\.old")
+    with contextlib.suppress(OSError):
+        for path in parent.iterdir():
+            if left.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
+                if target.exists():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.rename(target)
 
 
 def _replace_folder(new: Path, target: Path) -> None:

@@ -14,7 +14,6 @@ import os
 import re
 import secrets
 import shutil
-import time
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,16 @@ import numpy as np
 
 from pomona.bundle import HEAD_NAME
 from pomona.errors import BundleError, FitError
-from pomona.files import MANIFEST_NAME, cache_folder, hash_bytes, make_folder, new_folder, storage_errors, write_atomic
+from pomona.files import (
+    MANIFEST_NAME,
+    cache_folder,
+    hash_bytes,
+    make_folder,
+    new_folder,
+    remove_abandoned,
+    storage_errors,
+    write_atomic,
+)
 from pomona.ridge import MAX_BYTES, N_CHOSEN_ON, BorderedInverse, FactoredTable, Ridge, fits_kernel
 
 if TYPE_CHECKING:
@@ -44,10 +52,8 @@ _TOLERANCE = 1e-3  # of scores that are 1 for the class of a photo and 0 for oth
 _VECTORS, _INVERSE = "vectors.npy", "inverse.npy"
 _BASE = re.compile(r"[0-9a-f]{16}")
 _STATE = re.compile(r"[0-9a-f]{64}\.npz")
-_PARTIAL = re.compile(r"\.[0-9a-f]{16}\.[0-9a-f]{8}\.partial")
 _PINS = "pins"
 _PIN = re.compile(r"([0-9a-f]{64})\.[0-9a-f]{16}")
-_ABANDONED_S = 24 * 3600  # longer than any process takes to write tables
 
 
 @dataclass(frozen=True, eq=False)
@@ -338,11 +344,10 @@ def _let_go(cache: Path, kept: Path) -> None:
                 path.unlink(missing_ok=True)
         else:
             used.add(path.parent)
-    now_ns = time.time_ns()
-    lost = [one for one in cache.iterdir() if _PARTIAL.fullmatch(one.name)]
-    lost = [one for one in lost if now_ns - _read_time(one) > _ABANDONED_S * 1e9]
-    for base in [base for base in bases if base not in used and not any(base.glob("*.npz"))] + lost:
-        shutil.rmtree(base, ignore_errors=True)
+    for base in bases:
+        if base not in used and not any(base.glob("*.npz")):
+            shutil.rmtree(base, ignore_errors=True)
+    remove_abandoned(cache, _BASE.pattern)
 
 
 def _read_time(path: Path) -> int:

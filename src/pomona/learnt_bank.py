@@ -167,7 +167,7 @@ def load_bank(folder: Path) -> LearntBank:
         tensors = _read_tensors(path.read_bytes())
         vectors, labels = tensors["vectors"].astype(np.float32), tensors["labels"].astype(np.intp)
         names = tuple(str(name) for name in json.loads(tensors["names"].tobytes()))
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise BundleDamagedError(f"{path}: wanted what was learnt, got: {error}") from error
     if vectors.ndim != 2 or labels.shape != vectors.shape[:1] or len(names) != len(labels):
         raise BundleDamagedError(

@@ -51,6 +51,16 @@ walk over the whole photo, so that a small file of thousands keeps a core busy f
 MAX_FILE_BYTES = 2**30
 """Largest file that is read: more than any photo within the pixel limit needs, less than a machine's memory."""
 
+MAX_PROFILE_BYTES = 2**22
+"""Largest ICC profile that is used; those of printers take up to 3 MB, and the last ones used stay in memory."""
+
+_FEW_PARTS = 2_000
+_BYTES_PER_PART = {"jpeg": 2**10, "png": 2**9, "gif": 2**4}
+"""A file may have the first number of segments, chunks or blocks, one more for so many bytes: empty ones cost time."""
+
+_BAND_PIXELS = 2**21
+"""Pixels that are brought to sRGB at once: the rest of a large photo waits as it was decoded."""
+
 _PILLOW_NAMES: dict[PhotoFormat, str] = {
     "jpeg": "Jpeg",
     "png": "Png",
@@ -470,6 +480,12 @@ def _require_size(size_px: tuple[int, int], max_pixels: int) -> None:
         )
 
 
+def _require_few(n_parts: int, data: bytes, photo_format: PhotoFormat, what: str) -> None:
+    """Refuse a file that is made of so many parts, most of them empty, that reading them is all the work."""
+    if n_parts > _FEW_PARTS and n_parts > _FEW_PARTS + len(data) // _BYTES_PER_PART[photo_format]:
+        raise PhotoError("corrupt", f"this {photo_format.upper()} file has {n_parts:,} {what} or more: save it anew")
+
+
 # --- orientation ----------------------------------------------------------------------------------------------------
 
 
@@ -561,8 +577,10 @@ def _scan_jpeg(data: bytes) -> _JpegFrame | None:
     exif: _Exif | None = None
     profile_parts: list[bytes] = []
     frame: bytes | None = None
-    at = 2
+    at, n_segments = 2, 0
     while (found := _JPEG_SEGMENT.search(data, at)) and found[1] not in {b"\xd9", b"\xda"}:
+        n_segments += 1
+        _require_few(n_segments, data, "jpeg", "segments")
         marker, body = found[1][0], found.end()
         at = body - 2 + int.from_bytes(found[2], "big")
         if 0xC0 <= marker <= 0xCF and marker not in {0xC4, 0xC8, 0xCC}:
@@ -585,8 +603,10 @@ def _require_scans(data: bytes, max_scans: int) -> None:
     """
     if data.count(b"\xff\xda") <= max_scans:
         return
-    at, n_scans = 2, 0
+    at, n_scans, n_segments = 2, 0, 0
     while (found := _JPEG_SEGMENT.search(data, at)) and found[1] != b"\xd9":
+        n_segments += 1
+        _require_few(n_segments, data, "jpeg", "segments")
         at = found.end() - 2 + int.from_bytes(found[2], "big")
         n_scans += found[1] == b"\xda"
         if n_scans > max_scans:
@@ -596,7 +616,7 @@ def _require_scans(data: bytes, max_scans: int) -> None:
 
 
 def _join_profile(parts: list[bytes]) -> bytes | None:
-    """ICC profile from its numbered parts; None if there is none or a part is missing.
+    """ICC profile from its numbered parts; None if there is none, a part is missing, or it is too large.
 
     References
     ----------
@@ -605,7 +625,8 @@ def _join_profile(parts: list[bytes]) -> bytes | None:
     parts = sorted(part for part in parts if len(part) > 2)
     if not parts or [part[0] for part in parts] != list(range(1, parts[0][1] + 1)):
         return None
-    return b"".join(part[2:] for part in parts)
+    profile = b"".join(part[2:] for part in parts)
+    return profile if len(profile) <= MAX_PROFILE_BYTES else None
 
 
 def _jpeg_header(frame: _JpegFrame) -> PhotoHeader:
@@ -631,7 +652,7 @@ def _decode_jpeg(data: bytes, max_pixels: int, at_least_px: int | None) -> NDArr
         pixels = _decode_turbo(data, frame, at_least_px)
         if pixels is not None:
             if frame.profile is not None:
-                pixels = _correct_colours(pixels, frame)
+                _correct_colours(pixels, frame)
             return pixels if frame.exif.orientation == 1 else _turn_upright(pixels, frame.exif.orientation)
     with _QUIET_PILLOW:
         return _decode_pillow(data, "jpeg", max_pixels, at_least_px)
@@ -671,13 +692,23 @@ def _simplejpeg() -> ModuleType | None:
     return cast("ModuleType", simplejpeg)
 
 
-def _correct_colours(pixels: NDArray[np.uint8], frame: _JpegFrame) -> NDArray[np.uint8]:
+def _correct_colours(pixels: NDArray[np.uint8], frame: _JpegFrame) -> None:
+    """Bring pixels to sRGB in place by the profile of their file, if that can be used."""
     from PIL import Image
 
-    mode, space = ("L", pixels[..., 0]) if frame.n_components == 1 else ("RGB", pixels)
+    mode = "L" if frame.n_components == 1 else "RGB"
     if _srgb_transform(frame.profile or b"", mode) is None:
-        return pixels
-    return np.array(_convert_to_srgb(Image.fromarray(space), frame.profile))
+        return
+    for rows in _list_bands(*pixels.shape[:2]):
+        band = np.ascontiguousarray(pixels[rows, :, 0] if mode == "L" else pixels[rows])
+        pixels[rows] = np.asarray(_convert_to_srgb(Image.fromarray(band), frame.profile))
+
+
+def _list_bands(height_px: int, width_px: int) -> Iterator[slice]:
+    """Rows of a photo, as many at once as have `_BAND_PIXELS`."""
+    n_rows = max(1, _BAND_PIXELS // width_px)
+    for top in range(0, height_px, n_rows):
+        yield slice(top, min(top + n_rows, height_px))
 
 
 # --- everything else, through Pillow --------------------------------------------------------------------------------
@@ -693,6 +724,11 @@ def _open_image(data: bytes, photo_format: PhotoFormat) -> ImageFile.ImageFile:
     if photo_format == "gif" or (photo_format == "png" and data[12:16] == b"IHDR"):
         size_px = struct.unpack_from("<6xHH" if photo_format == "gif" else ">16xII", data)
         _require_size(cast("tuple[int, int]", size_px), 2**64)
+    if photo_format == "png":
+        for n_chunks, _ in enumerate(_png_chunks(data), start=1):
+            _require_few(n_chunks, data, "png", "chunks")
+    elif photo_format == "gif":
+        _require_few_blocks(data)
     return _plugin(photo_format)(io.BytesIO(data))
 
 
@@ -752,6 +788,8 @@ def _pillow_header(image: ImageFile.ImageFile, data: bytes, photo_format: PhotoF
 def _decode_pillow(
     data: bytes, photo_format: PhotoFormat, max_pixels: int, at_least_px: int | None = None
 ) -> NDArray[np.uint8]:
+    if photo_format == "webp":
+        _require_size(_webp_canvas(data), max_pixels)  # Pillow takes room for it twice before it tells its size
     image = _open_image(data, photo_format)
     _require_size(image.size, max_pixels)
     if photo_format == "tiff":
@@ -763,48 +801,101 @@ def _decode_pillow(
     image.load()
     if photo_format == "png":
         _check_png_rows(image, data)
-    return _turn_upright(np.array(_flatten(image)), orientation)
+    if photo_format in {"webp", "avif"}:
+        vars(image).pop("_decoder", None)  # it holds every pixel of its own
+    pixels = _flatten(image)
+    del image  # turning takes a copy of the pixels: there are never three
+    return _turn_upright(pixels, orientation)
 
 
-def _flatten(image: ImageFile.ImageFile) -> Image.Image:
-    """RGB image in sRGB, transparency laid on white."""
+@dataclass(frozen=True)
+class _Look:
+    """What is to be known of a whole image before it is brought to sRGB band by band."""
+
+    profile: bytes | None
+    is_clear: bool
+    is_gray: bool
+    white: int
+    is_inverted: bool
+    clear_level: int | None
+    limits: tuple[float, float] | None
+
+
+def _flatten(image: ImageFile.ImageFile) -> NDArray[np.uint8]:
+    """Pixels (H, W, 3) in sRGB, transparency laid on white."""
+    width_px, height_px = image.size
+    look = _look_at(image)
+    pixels = np.empty((height_px, width_px, 3), np.uint8)
+    for rows in _list_bands(height_px, width_px):
+        pixels[rows] = np.asarray(_flatten_band(_take_band(image, rows), look))
+    return pixels
+
+
+def _take_band(image: Image.Image, rows: slice) -> Image.Image:
+    return image.crop((0, rows.start, image.size[0], rows.stop))
+
+
+def _look_at(image: ImageFile.ImageFile) -> _Look:
+    tags = getattr(image, "tag_v2", {})
+    profile, clear_level = image.info.get("icc_profile"), image.info.get("transparency")
+    if not isinstance(profile, bytes) or len(profile) > MAX_PROFILE_BYTES:
+        profile = None
+    return _Look(
+        profile=profile,
+        is_clear=image.has_transparency_data,
+        is_gray=_is_gray(image, profile),
+        white=2 ** int((tags.get(_TAG_BITS) or (16,))[0]) - 1,
+        is_inverted=tags.get(_TAG_PHOTOMETRIC) == 0,
+        clear_level=clear_level if isinstance(clear_level, int) else None,
+        limits=_find_limits(image) if image.mode in {"I", "F"} else None,
+    )
+
+
+def _flatten_band(band: Image.Image, look: _Look) -> Image.Image:
     from PIL import Image
 
-    profile = image.info.get("icc_profile")
-    picture: Image.Image = image
-    if image.mode.startswith("I;16"):
-        picture = Image.fromarray(_scale_16_bit(image))
-    elif image.mode in {"I", "F"}:
-        picture = Image.fromarray(_stretch(np.asarray(image)))
-    if not picture.has_transparency_data:
-        return _convert_to_srgb(picture, profile)
-    opaque = "L" if picture.mode in _GRAY_MODES else "RGB"
-    picture = picture.convert(f"{opaque}A")
-    paper = Image.new("RGB", picture.size, "white")
-    paper.paste(_convert_to_srgb(picture.convert(opaque), profile), mask=picture.getchannel("A"))
+    is_clear = look.is_clear
+    if band.mode.startswith("I;16"):
+        band, is_clear = Image.fromarray(_scale_16_bit(np.asarray(band), look)), False
+    elif look.limits is not None:
+        band, is_clear = Image.fromarray(_stretch(np.asarray(band), *look.limits)), False
+    if not is_clear:
+        return _convert_to_srgb(band, look.profile, is_gray=look.is_gray)
+    opaque = "L" if band.mode in _GRAY_MODES else "RGB"
+    band = band.convert(f"{opaque}A")
+    paper = Image.new("RGB", band.size, "white")
+    picture = _convert_to_srgb(band.convert(opaque), look.profile, is_gray=look.is_gray)
+    paper.paste(picture, mask=band.getchannel("A"))
     return paper
 
 
-def _scale_16_bit(image: ImageFile.ImageFile) -> NDArray[np.uint8]:
-    levels = np.asarray(image)
-    tags = getattr(image, "tag_v2", {})
-    white = 2 ** int((tags.get(_TAG_BITS) or (16,))[0]) - 1
+def _scale_16_bit(levels: NDArray[Any], look: _Look) -> NDArray[np.uint8]:
+    white = look.white
     gray: NDArray[np.uint8] = ((np.minimum(levels, white).astype(np.uint32) * 255 + white // 2) // white).astype(
         np.uint8
     )
-    if tags.get(_TAG_PHOTOMETRIC) == 0:  # zero is white, which Pillow honours in 8 bits only
+    if look.is_inverted:  # zero is white, which Pillow honours in 8 bits only
         gray = 255 - gray
-    if isinstance(clear := image.info.get("transparency"), int):
-        gray[levels == clear] = 255
+    if look.clear_level is not None:
+        gray[levels == look.clear_level] = 255
     return gray
 
 
-def _stretch(values: NDArray[Any]) -> NDArray[np.uint8]:
+def _find_limits(image: ImageFile.ImageFile) -> tuple[float, float]:
+    """Smallest and largest number of an image without a fixed range; the same twice where it has none."""
+    low, high = np.inf, -np.inf
+    for rows in _list_bands(image.size[1], image.size[0]):
+        values = np.asarray(_take_band(image, rows))
+        finite = values[np.isfinite(values)]
+        if finite.size:
+            low, high = min(low, float(finite.min())), max(high, float(finite.max()))
+    return (low, high) if low < high else (0.0, 0.0)
+
+
+def _stretch(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
     """Gray from numbers without a fixed range: their own smallest to black, their largest to white."""
-    finite = values[np.isfinite(values)].astype(np.float64)
-    if not finite.size or finite.min() == finite.max():
+    if low == high:
         return np.zeros(values.shape, np.uint8)
-    low, high = finite.min(), finite.max()
     shares = (np.nan_to_num(values.astype(np.float64), nan=low, posinf=high, neginf=low) - low) / (high - low)
     return cast("NDArray[np.uint8]", np.rint(shares * 255).astype(np.uint8))
 
@@ -812,12 +903,12 @@ def _stretch(values: NDArray[Any]) -> NDArray[np.uint8]:
 # --- PNG ------------------------------------------------------------------------------------------------------------
 
 
-def _png_pixel_chunks(data: bytes) -> Iterator[memoryview]:
+def _png_chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
+    """Kind and content of each chunk."""
     view, at = memoryview(data), 8
     while at + 8 <= len(data):
         size, kind = struct.unpack_from(">I4s", data, at)
-        if kind == b"IDAT":
-            yield view[at + 8 : at + 8 + size]
+        yield kind, view[at + 8 : at + 8 + size]
         at += size + 12
 
 
@@ -827,8 +918,13 @@ def _check_png_rows(image: ImageFile.ImageFile, data: bytes) -> None:
     interlaced = data[28] == 1
     if not interlaced and image.crop((0, height_px - 1, width_px, height_px)).getbbox() is not None:
         return
-    n_wanted = _png_data_size(data)
-    n_found = len(zlib.decompressobj().decompress(b"".join(_png_pixel_chunks(data)), n_wanted))
+    n_wanted, n_found = _png_data_size(data), 0
+    inflater = zlib.decompressobj()
+    for kind, content in _png_chunks(data):
+        waiting: bytes | memoryview = content if kind == b"IDAT" else b""
+        while waiting and n_found < n_wanted:
+            n_found += len(inflater.decompress(waiting, min(n_wanted - n_found, _BAND_PIXELS)))
+            waiting = inflater.unconsumed_tail
     if n_found < n_wanted:
         raise PhotoError("truncated", f"this PNG file holds {n_found:,} of the {n_wanted:,} bytes of its pixel data")
 
@@ -851,15 +947,55 @@ def _png_data_size(data: bytes) -> int:
     return n_bytes
 
 
+# --- GIF and WebP -----------------------------------------------------------------------------------------------------
+
+
+def _require_few_blocks(data: bytes) -> None:
+    """Refuse a GIF with too many blocks, or bytes between blocks, before its first frame."""
+    at = 13 + (3 << ((data[10] & 7) + 1) if data[10:11] >= b"\x80" else 0)
+    n_blocks = 0
+    while at < len(data) and data[at] != 0x2C:
+        n_blocks += 1
+        _require_few(n_blocks, data, "gif", "blocks")
+        is_extension = data[at] == 0x21
+        at += 2 if is_extension else 1
+        while is_extension and at < len(data) and data[at]:
+            n_blocks += 1
+            _require_few(n_blocks, data, "gif", "blocks")
+            at += 1 + data[at]
+        at += is_extension
+
+
+def _webp_canvas(data: bytes) -> tuple[int, int]:
+    """Width and height of a WebP; 1 x 1 where its first chunk does not say.
+
+    References
+    ----------
+    RFC 9649, 2.7 (VP8X), 3.4 (VP8L); RFC 6386, 9.1 (VP8).
+    """
+    head = data[12:30]
+    if head[:4] == b"VP8X" and len(head) == 18:
+        return 1 + int.from_bytes(head[12:15], "little"), 1 + int.from_bytes(head[15:18], "little")
+    if head[:4] == b"VP8L" and len(head) > 12:
+        bits = int.from_bytes(head[9:13], "little")
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    if head[:4] == b"VP8 " and len(head) == 18:
+        width_px, height_px = struct.unpack_from("<HH", head, 14)
+        return width_px & 0x3FFF, height_px & 0x3FFF
+    return 1, 1
+
+
 # --- colour ---------------------------------------------------------------------------------------------------------
 
 
-def _convert_to_srgb(image: Image.Image, profile: object) -> Image.Image:
+def _convert_to_srgb(image: Image.Image, profile: bytes | None, *, is_gray: bool = False) -> Image.Image:
     """RGB image, by its ICC profile if it has one that fits it, else by the plain formula."""
-    space = profile[16:20] if isinstance(profile, bytes) else b""
+    space = profile[16:20] if profile else b""
     source: Image.Image | None = None
-    if space == b"GRAY":
-        source = _gray_of(image)
+    if space == b"GRAY" and image.mode in _GRAY_MODES:
+        source = image.convert("L")
+    elif space == b"GRAY" and image.mode == "RGB" and is_gray:
+        source = image.getchannel(0)
     elif (space == b"CMYK") == (image.mode == "CMYK") and space in {b"RGB ", b"CMYK"}:
         source = image if image.mode in {"CMYK", "RGB"} else image.convert("RGB")
     transform = None if source is None else _srgb_transform(cast("bytes", profile), source.mode)
@@ -868,14 +1004,15 @@ def _convert_to_srgb(image: Image.Image, profile: object) -> Image.Image:
     return transform.apply(source)
 
 
-def _gray_of(image: Image.Image) -> Image.Image | None:
-    """Gray of an image that has only grays; Pillow reads 16-bit gray with alpha as colour."""
-    if image.mode in _GRAY_MODES:
-        return image.convert("L")
-    if image.mode != "RGB":
-        return None
-    red, green, blue = image.split()
-    return red if red.tobytes() == green.tobytes() == blue.tobytes() else None
+def _is_gray(image: ImageFile.ImageFile, profile: bytes | None) -> bool:
+    """Whether an image with a gray profile has only grays; Pillow reads 16-bit gray with alpha as colour."""
+    if profile is None or profile[16:20] != b"GRAY" or image.mode in _GRAY_MODES:
+        return False
+    for rows in _list_bands(image.size[1], image.size[0]):
+        levels = np.asarray(_take_band(image, rows).convert("RGB"))
+        if (levels[..., :1] != levels[..., 1:]).any():
+            return False
+    return True
 
 
 @functools.lru_cache(maxsize=16)

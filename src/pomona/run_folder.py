@@ -30,7 +30,7 @@ from pomona.confusion_map import draw_confusion
 from pomona.curves import CHINESE, ENGLISH, draw_learning_curves, draw_lr_curve
 from pomona.errors import BundleError, PhotoError
 from pomona.evaluation import mistakes
-from pomona.files import MANIFEST_NAME, storage_errors, write_atomic
+from pomona.files import MANIFEST_NAME, PARTIAL_FILE, storage_errors, write_atomic
 from pomona.findings import COLUMNS, list_rows
 from pomona.heat_map import HEAT_MAP, paint_map
 from pomona.learnt_bank import BANK_NAME, name_photo
@@ -365,8 +365,13 @@ def carry_over(source: Path, target: Path, left_out: Collection[str]) -> None:
         symlinks=True,
         dirs_exist_ok=True,
         copy_function=link_file,
-        ignore=lambda folder, _: set(left_out) if Path(folder) == source else set(),
+        ignore=lambda folder, names: {*left_out, *_find_partial(names)} if Path(folder) == source else set(),
     )
+
+
+def _find_partial(names: Iterable[str]) -> set[str]:
+    """Files that a killed process left half written."""
+    return {name for name in names if PARTIAL_FILE.fullmatch(name)}
 
 
 def link_file(old: str | Path, new: str | Path) -> None:

@@ -15,7 +15,7 @@ from pomona.checkpoint import TUNING_SUFFIX, list_foreign
 from pomona.class_tree import show_text
 from pomona.dataset import name_some
 from pomona.errors import OptionError, StorageError
-from pomona.files import MANIFEST_NAME, SYSTEM_FILES, storage_errors
+from pomona.files import MANIFEST_NAME, PARTIAL_FILE, SYSTEM_FILES, storage_errors
 from pomona.run_folder import RUN_FILES, read_setting
 
 
@@ -118,7 +118,7 @@ def check_place(output: Path) -> None:
     with storage_errors(f"look into {output}"):
         if not output.exists():
             return
-        names = {path.name for path in output.iterdir()}
+        names = {path.name for path in output.iterdir() if not PARTIAL_FILE.fullmatch(path.name)}
     if names and MANIFEST_NAME not in names:
         raise StorageError(
             f"{output}: wanted a free place or an older run to replace, got something else there; "

@@ -1,0 +1,73 @@
+"""Whatever bytes come, the process that decodes them lives, is done within a second and stays small."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import pytest
+
+from pomona.errors import PhotoFault
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+pytest.importorskip("pillow_heif")
+pytestmark = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="this system does not tell a peak")
+
+DECODE = Path(__file__).parent / "mutated_photos.py"
+N_MUTATED = 2_000
+MAX_MB, MAX_S = 512, 1.0
+REFUSED = {
+    "png of 65,000 x 65,000": "too_many_pixels",
+    "png of many tEXt": "corrupt",
+    "png of many IDAT": "corrupt",
+    "gif of many comments": "corrupt",
+    "gif of many pieces": "corrupt",
+    "gif with much between": "corrupt",
+    "jpeg of many segments": "corrupt",
+    "jpeg of 3,000 scans": "too_many_scans",
+    "jpeg of 3,000 scans and empty segments": "corrupt",
+    "webp of 16,384 x 16,384": "too_many_pixels",
+}
+"""Bombs that must be refused before a decoder sees them."""
+
+FINE = {*get_args(PhotoFault), "decoded", "header"}
+
+
+def decode(place: Path, *arguments: object) -> list[dict[str, Any]]:
+    """How each photo fared in a process of its own; fails with the number of the one that the process died of."""
+    command = [sys.executable, str(DECODE), arguments[0], str(place), *map(str, arguments[1:])]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
+    done = subprocess.run(command, env=environment, check=False, timeout=300)
+    lines = [json.loads(line) for line in place.read_text("utf-8").splitlines()]
+    assert done.returncode == 0, f"ended with {done.returncode} at {lines[-1]}"
+    return [line for line in lines if isinstance(line, dict)]
+
+
+def require_harmless(rows: Sequence[dict[str, Any]]) -> None:
+    assert [row for row in rows if row["outcome"] not in FINE] == []
+    assert [row for row in rows if row["peak_mb"] > MAX_MB] == []
+    assert [row for row in rows if row["cpu_s"] > MAX_S] == []
+
+
+def test_mutated_photos_do_no_harm(tmp_path: Path) -> None:
+    rows = decode(tmp_path / "rows.jsonl", "numbers", 0, N_MUTATED)
+    assert len(rows) == N_MUTATED
+    require_harmless(rows)
+    assert sum(row["outcome"] == "decoded" for row in rows) > N_MUTATED / 10, (
+        "mutations that break everything try little"
+    )
+    assert {row["outcome"] for row in rows} > {"corrupt", "truncated", "unsupported", "too_many_pixels", "not_an_image"}
+
+
+def test_bombs_do_no_harm(tmp_path: Path) -> None:
+    rows = decode(tmp_path / "rows.jsonl", "bombs", 4)
+    assert len(rows) > 30
+    require_harmless(rows)
+    outcomes = {row["seed"]: row["outcome"] for row in rows}
+    assert {name: outcomes[name] for name in REFUSED} == REFUSED
