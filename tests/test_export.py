@@ -129,6 +129,12 @@ def test_the_order_of_sides_is_that_of_the_installed_pillow() -> None:
         assert same == (may_start_down == starts_down())
 
 
+def test_loading_the_graph_makes_no_noise(capfd: pytest.CaptureFixture[str]) -> None:
+    for contract, _ in CONTRACTS:
+        ort.InferenceSession(build_resize(contract).SerializeToString())
+    assert capfd.readouterr() == ("", "")
+
+
 def test_photos_of_one_size_go_in_one_batch() -> None:
     session = ort.InferenceSession(build_resize(Preprocessing(64, fit="pad")).SerializeToString())
     noise = draw_noise(90, 70, 3)
@@ -144,6 +150,7 @@ def test_golden_photos_are_the_same_each_time_and_of_every_kind() -> None:
     from pomona.photo import read_header
 
     files = dict(encode_photos(64, 64))
+    encode_photos.cache_clear()
     assert files == dict(encode_photos(64, 64))
     notes = {note for content in files.values() for note in read_header(content).notes}
     assert {"grayscale", "rotated", "palette", "alpha", "16-bit"} <= notes

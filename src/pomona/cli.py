@@ -60,8 +60,8 @@ _OPTIONS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "check": ("pomona.checking", "CheckOptions", ("data",)),
     "train": ("pomona.training", "TrainOptions", ("data",)),
     "benchmark": ("pomona.benchmark", "BenchmarkOptions", ("data",)),
-    "serve": ("pomona.service.options", "ServeOptions", ("run",)),
     "export": ("pomona.export", "ExportOptions", ("run",)),
+    "serve": ("pomona.service.options", "ServeOptions", ("run",)),
 }
 """Where the options class of a command is, and which of its fields are arguments."""
 
@@ -772,13 +772,6 @@ def fetch(
     out.print(f"Train on them: pomona train {folder}", highlight=False, soft_wrap=True, markup=False)
 
 
-def serve(options: Any) -> None:
-    """Answer over HTTP: a page for people, an API for programs. Ends in order at Ctrl-C."""
-    from pomona.service.server import serve as serve_run
-
-    serve_run(options)
-
-
 InboxPlace = Annotated[
     str, typer.Argument(metavar="RUN|FOLDER|URL", help="Run folder, folder of an inbox, or URL of its database.")
 ]
@@ -850,6 +843,13 @@ def export(options: Any, *, as_json: Json = False) -> None:
     print_places(out, {"Export": result.folder, "Parity": result.folder / PAGE_NAME})
 
 
+def serve(options: Any) -> None:
+    """Answer over HTTP: a page for people, an API for programs. Ends in order at Ctrl-C."""
+    from pomona.service.server import serve as serve_run
+
+    serve_run(options)
+
+
 _COMMANDS = (
     demo,
     check,
@@ -866,7 +866,7 @@ _COMMANDS = (
     embed,
     backbones,
     fetch,
-    serve,
     export,
+    serve,
 )
 """In the order of the help."""

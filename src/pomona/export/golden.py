@@ -7,6 +7,7 @@ Why: what runs the recogniser elsewhere is held to them, and who writes such a t
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 from dataclasses import dataclass, field
@@ -88,8 +89,9 @@ def make_golden(bundle: Bundle) -> list[GoldenPhoto]:
     return golden
 
 
-def encode_photos(size_px: int, decode_px: int | None) -> list[tuple[str, bytes]]:
-    """Names and contents of golden photos, the same on each call.
+@functools.lru_cache(maxsize=1)  # who exports in several formats renders once
+def encode_photos(size_px: int, decode_px: int | None) -> tuple[tuple[str, bytes], ...]:
+    """Names and contents of golden photos, the same in each process.
 
     Parameters
     ----------
@@ -104,7 +106,9 @@ def encode_photos(size_px: int, decode_px: int | None) -> list[tuple[str, bytes]
     ['jpeg-420.jpg', 'jpeg-444.jpg']
     """
     large_px = 2 * (decode_px or size_px)
-    return [(name, _encode(picture, kind, **settings)) for name, picture, kind, settings in _list(size_px, large_px)]
+    return tuple(
+        (name, _encode(picture, kind, **settings)) for name, picture, kind, settings in _list(size_px, large_px)
+    )
 
 
 def _list(size_px: int, large_px: int) -> Iterator[tuple[str, Image.Image, str, dict[str, object]]]:

@@ -156,12 +156,13 @@ def build_resize(preprocessing: Preprocessing, *, may_start_down: bool | None = 
         x = _resize(graph, preprocessing, "pixels", height, width, starts_across=True)
     x = graph.add("Reshape", [x, graph.constant(np.array([0, size_px, size_px, 3]))])  # a runtime plans what it knows
     graph.add("Cast", [x], name=SQUARE, to=_UINT8)
+    used = {name for node in graph.nodes for name in node.input}  # a runtime complains of others
     made = helper.make_graph(
         graph.nodes,
         "resize",
         [helper.make_tensor_value_info("pixels", TensorProto.UINT8, ("N", "H", "W", 3))],
         [helper.make_tensor_value_info(SQUARE, TensorProto.UINT8, ("N", size_px, size_px, 3))],
-        initializer=list(graph.constants.values()),
+        initializer=[constant for name, constant in graph.constants.items() if name in used],
     )
     return helper.make_model(made, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
 

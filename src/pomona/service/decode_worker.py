@@ -1,7 +1,7 @@
 """A process that decodes photos, as its owner sees it: asked, watched, and replaced when it dies.
 
 In: photo bytes. Out: the square that the network takes, or a `PhotoError`.
-Why: one photo must never take more than itself down. A process that died is replaced and its photo tried once more,
+Why: one photo must never take more than itself down. A process that died is replaced and its photo tried again,
 since another may have been to blame; one that takes too long is ended. Replies carry the number of their request, so
 that none is ever taken for that of another photo.
 """
@@ -33,6 +33,8 @@ _MB = 1_000_000
 _CODE_MB = 64  # of a process's memory are its libraries, which the limit on data does not count
 _PIPE_BYTES = 2**20
 _START_S = 30.0
+_STARTS = 5
+_TRIES = 3  # the process may have been killed for another reason, even twice
 _MODULE = "pomona.service.decode_child"
 
 
@@ -134,22 +136,22 @@ class DecodeWorker:
         Raises
         ------
         PhotoError
-            If it cannot be used, takes too long or too much memory, or ended the process twice.
+            If it cannot be used, takes too long or too much memory, or ended the process each time.
         ServiceError
             If no process can be started, or lacks a package.
         """
         side = preprocessing.size_px
-        content = self._ask_twice(SQUARE, self.limits.describe(preprocessing), photo, 3 * side * side)
+        content = self._ask_again(SQUARE, self.limits.describe(preprocessing), photo, 3 * side * side)
         return np.frombuffer(content, np.uint8).reshape(side, side, 3)
 
     def draw_thumbnail(self, preprocessing: Preprocessing, photo: bytes) -> bytes:
         """A small JPEG of a photo; see `read`."""
-        return bytes(self._ask_twice(THUMBNAIL, self.limits.describe(preprocessing), photo, None))
+        return bytes(self._ask_again(THUMBNAIL, self.limits.describe(preprocessing), photo, None))
 
-    def _ask_twice(self, wanted: bytes, settings: bytes, photo: bytes, n_bytes: int | None) -> bytearray:
-        for _ in range(2):
+    def _ask_again(self, wanted: bytes, settings: bytes, photo: bytes, n_bytes: int | None) -> bytearray:
+        for _ in range(_TRIES):
+            self._await_ready()
             try:
-                self._await_ready()
                 return self._ask(wanted, settings, photo, n_bytes)
             except _GoneError:
                 was_overdue = self._is_overdue
@@ -158,22 +160,28 @@ class DecodeWorker:
                     raise PhotoError(
                         "took_too_long", f"wanted a photo that is read in {self.limits.photo_s:g} s, it takes longer"
                     ) from None
-        raise PhotoError("corrupt", "reading it ended the process that does so, twice: it is damaged or hostile")
+        raise PhotoError(
+            "corrupt", "reading it ended the process that does so, again and again: it is damaged or hostile"
+        )
 
     def _await_ready(self) -> None:
-        self.start()
-        if not self._is_ready:
+        for _ in range(_STARTS):
+            if self._is_closed:
+                break
+            self.start()
+            if self._is_ready:
+                return
             self._watch(_START_S)
             try:
                 self._read_reply(0)
-            except _GoneError as error:
-                if self._is_closed:
-                    raise
-                code = self._process.poll() if self._process else None
-                raise ServiceError(f"a process to decode photos ended as it began, with status {code}") from error
+            except _GoneError:
+                self._replace()
+            else:
+                self._is_ready = True
+                return
             finally:
                 self._due_s = None
-            self._is_ready = True
+        raise ServiceError("a process to decode photos does not begin; there may be too little memory for it")
 
     def _ask(self, wanted: bytes, settings: bytes, photo: bytes, n_bytes: int | None) -> bytearray:
         self._number += 1

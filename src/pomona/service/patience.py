@@ -17,18 +17,24 @@ from pomona.service.faults import RequestError
 if TYPE_CHECKING:
     from asyncio import TimerHandle
 
-HEADER_S = 10.0
 MAX_HEADER_BYTES = 32_768
 MAX_CONNECTIONS = 1000
 
 
 class PatientProtocol(HttpToolsProtocol):
-    """A connection whose requests must begin in time."""
+    """A connection whose requests must begin in time.
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    Parameters
+    ----------
+    patience_s : float
+        How long the head of a request may take.
+    """
+
+    def __init__(self, *args: Any, patience_s: float, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.patience_s = patience_s
         self._timer: TimerHandle | None = None
-        self._n_head = 0
+        self._n_data = self._n_head = 0
         self._is_in_head = True
 
     def connection_made(self, transport: Any) -> None:
@@ -46,6 +52,7 @@ class PatientProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Take bytes; the head of a request may be so long and no longer."""
+        self._n_data = len(data)
         if self._is_in_head:
             self._n_head += len(data)
         super().data_received(data)
@@ -55,7 +62,7 @@ class PatientProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """A request begins."""
         super().on_message_begin()
-        self._is_in_head, self._n_head = True, 0
+        self._is_in_head, self._n_head = True, self._n_data
         self._wait()
 
     def on_headers_complete(self) -> None:
@@ -66,7 +73,7 @@ class PatientProtocol(HttpToolsProtocol):
 
     def _wait(self) -> None:
         self._stop()
-        self._timer = asyncio.get_running_loop().call_later(HEADER_S, self._give_up)
+        self._timer = asyncio.get_running_loop().call_later(self.patience_s, self._give_up)
 
     def _stop(self) -> None:
         if self._timer is not None:
@@ -74,7 +81,7 @@ class PatientProtocol(HttpToolsProtocol):
             self._timer = None
 
     def _give_up(self) -> None:
-        self._end(RequestError("too_slow", f"wanted the head of a request within {HEADER_S:g} s"))
+        self._end(RequestError("too_slow", f"wanted the head of a request within {self.patience_s:g} s"))
 
     def _end(self, error: RequestError) -> None:
         self._stop()

@@ -8,6 +8,7 @@ ends the process, Ctrl-C or a supervisor, ends it in order.
 from __future__ import annotations
 
 import errno
+import functools
 import ipaddress
 import os
 import signal
@@ -144,7 +145,7 @@ def _serve_at(
     app = build_app(options, live, measures)
     config = uvicorn.Config(
         app,
-        http=PatientProtocol,
+        http=functools.partial(PatientProtocol, patience_s=options.patience_s),  # type: ignore[arg-type]
         ws="none",
         lifespan="off",
         log_config=None,
@@ -220,7 +221,8 @@ def follow_folder(live: LiveBundle, ended: threading.Event, log: Callable[[str],
     log : callable
         Told what happens.
     """
-    seen, refused, n_polls = _stamp(live.bundle.folder), "", 0
+    seen: tuple[int, ...] | None = None  # the folder may have changed since the first one was loaded
+    refused, n_polls = "", 0
     while not ended.wait(_POLL_S):
         n_polls += 1
         stamp = _stamp(live.bundle.folder)
