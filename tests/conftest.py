@@ -130,8 +130,7 @@ def _interruptible() -> None:
 @pytest.fixture(scope="session")
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], str]]:
     """A PostgreSQL of our own that ends with the tests; what is given makes an empty database and names its URL."""
-    import psycopg
-
+    psycopg = pytest.importorskip("psycopg", reason="PostgreSQL's driver is not installed")
     found = [*Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"), shutil.which("pg_ctl")]
     if (control := next(filter(None, found), None)) is None or sys.platform == "win32":
         pytest.skip("PostgreSQL is not here: bash tests/install_services.sh brings it")

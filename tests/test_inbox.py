@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -236,6 +237,16 @@ def test_a_file_that_is_no_database_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"could not open the inbox .*not a database"):
         open_inbox(path.parent)
     assert path.read_bytes() == b"not a database" * 100
+
+
+@pytest.mark.parametrize(
+    ("module", "said"), [("sqlalchemy", r"pomona\[teach\]"), ("alembic", r"pomona\[teach\]"), ("psycopg", "postgres")]
+)
+def test_a_package_that_is_missing_is_named(tmp_path: Path, module: str, said: str) -> None:
+    script = f"import sys; sys.modules[{module!r}] = None\nfrom pomona.inbox import open_inbox\n"
+    script += f"open_inbox('postgresql://host/x', photos={str(tmp_path)!r})"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert re.search(rf"MissingPackageError: {module}[.a-z]* is needed .*{said}", done.stderr), done.stderr
 
 
 # --- migrations -----------------------------------------------------------------------------------------------------

@@ -181,7 +181,7 @@ def find_class(tree: ClassTree, names: Sequence[ClassName], path: ClassPath) -> 
     Raises
     ------
     OptionError
-        If it names a group of classes, or would put a class under another.
+        If it may mean several classes, names a group of classes, or would put a class under another.
 
     Examples
     --------
@@ -206,15 +206,18 @@ def find_class(tree: ClassTree, names: Sequence[ClassName], path: ClassPath) -> 
         for start in range(len(known))
         if _fold("/".join(known[start:])) == folded
     }
-    for numbers in (spelt, called):
-        if len(numbers) == 1:
-            return tree.paths[min(numbers)]
-    depth = len(path)
+    for numbers in filter(None, (spelt, called)):
+        if len(numbers) > 1:
+            several = name_some(["/".join(tree.paths[number]) for number in sorted(numbers)], 4)
+            raise OptionError(
+                f"label: wanted one class, got {label}, which may be any of {several}: send the whole path"
+            )
+        return tree.paths[min(numbers)]
     below = [name for name, known in zip(tree.names, tree.paths, strict=True) if path in _list_groups(known)]
     if below:
         raise OptionError(f"label: wanted a class, got {label}, which is a group of classes: {name_some(below, 4)}")
     above = [name for name, known in zip(tree.names, tree.paths, strict=True) if known == path[: len(known)]]
-    if above and depth > 1:
+    if above:
         raise OptionError(f"label: wanted a class beside {above[0]}, got {label}, which lies under it")
     return path
 

@@ -12,7 +12,7 @@ import json
 import mimetypes
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from pomona.service.live import LiveBundle, OpenBundle
     from pomona.service.measures import Measures
     from pomona.service.options import ServeOptions
+
+_Result = TypeVar("_Result")
 
 PAGE_FOLDER = Path(__file__).parents[1] / "web" / "page"
 _DOCS_STYLE = Path(__file__).parents[1] / "web" / "docs.css"
@@ -100,7 +102,7 @@ def build_app(options: ServeOptions, live: LiveBundle, measures: Measures) -> Gu
     if options.teach:
         _add_teaching(app, options, live)
     show = bool(os.environ.get("POMONA_TRACEBACK"))
-    return Guard(app, options, measures, show_traceback=show)
+    return Guard(app, options, measures, live.lanes, show_traceback=show)
 
 
 def describe_faults(*statuses: int, is_kserve: bool = False) -> dict[int | str, dict[str, Any]]:
@@ -144,18 +146,19 @@ class _Refusal(Response):
         await refuse(self.error, scope, receive, send)
 
 
-async def while_connected(request: Request, work: Coroutine[Any, Any, Any]) -> Any:
+async def while_connected(request: Request, work: Coroutine[Any, Any, _Result]) -> _Result:
     """Do something for a client for as long as it is there; what is left is dropped when it hangs up."""
-    task = asyncio.ensure_future(work)
+    task = asyncio.current_task()
 
     async def watch() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
-        task.cancel()
+        if task is not None:
+            task.cancel()
 
     watching = asyncio.ensure_future(watch())
     try:
-        return await task
+        return await work
     finally:
         watching.cancel()
 

@@ -115,8 +115,8 @@ def make_teach_router(live: LiveBundle, options: ServeOptions) -> APIRouter:
         "/teach",
         status_code=201,
         summary="Send a photo with its label.",
-        description="It waits until a proposal with it is confirmed. The label is a known class by its name, its path or "
-        "what people call it, or the path of a new one.",
+        description="It waits until a proposal with it is confirmed. The label is a known class by name or path or by "
+        "what people call it, or the path of a new class.",
         openapi_extra={"requestBody": _PHOTO_BODY},
         responses=_describe(400, 408, 413, 415, 422),
     )

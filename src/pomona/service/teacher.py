@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
+from pomona.bundle import parse_manifest
 from pomona.errors import BundleError, DataError, FitError, OptionError, PomonaError
-from pomona.files import hash_bytes
+from pomona.files import cache_folder, hash_bytes
 from pomona.inbox import find_inbox_folder, open_inbox, parse_label
 from pomona.learnt import load_learnt
 from pomona.proposal import confirm_proposal, find_class, load_held_out, make_proposal, settle_inbox
@@ -65,17 +67,11 @@ class Teacher:
         self._checksum = self._network = ""
         self._busy = threading.Lock()
         self._prepared = threading.Event()
-        self._ended = threading.Event()
         live.renumber(keep_version(self.run).number)
 
     def start(self) -> None:
         """Begin with what is slow, in the background, once the service is warm."""
         threading.Thread(target=self._prepare, name="pomona-teacher", daemon=True).start()
-
-    def close(self) -> None:
-        """Let go of the inbox."""
-        self._ended.set()
-        self.inbox.close()
 
     # --- photos -----------------------------------------------------------------------------------------------------
 
@@ -225,7 +221,7 @@ class Teacher:
 
     def _catch_up(self) -> None:
         """Take note of a bundle that somebody else put into the run folder."""
-        if self.live.bundle.manifest.checksum == self._checksum:
+        if self.live.bundle.manifest.checksum == self._checksum == parse_manifest(self.run).checksum:
             return
         with self.live.swapping:
             self.live.follow()
@@ -261,8 +257,7 @@ class Teacher:
     def _prepare(self) -> None:
         """Compute the features of the photos kept apart; where that fails, a proposal says why it has none."""
         while not self.live.is_ready:
-            if self._ended.wait(_POLL_S):
-                return
+            time.sleep(_POLL_S)
         try:
             with self._work(wait=True):
                 pass
@@ -291,7 +286,7 @@ def say_fault(error: PomonaError, run: Path) -> RequestError:
     run : Path
         The run folder, whose place is left out.
     """
-    text = str(error)
+    text = str(error).replace(str(cache_folder()), "CACHE")
     for place in (str(run.resolve().parent), str(run.parent)):
         if len(place) > 1:
             text = text.replace(f"{place}/", "")
