@@ -42,8 +42,8 @@ PAGE_FOLDER = Path(__file__).parents[1] / "web" / "page"
 _DOCS_STYLE = Path(__file__).parents[1] / "web" / "docs.css"
 _JSON = "application/json"
 _MINIMAL_PAGE = (
-    '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Pomona</title><link rel="icon" href="data:,"></head>'
-    '<body><h1>Pomona</h1><p>The service runs. <a href="/docs">What it offers</a>.</p></body></html>'
+    '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Pomona</title>'
+    '<link rel="icon" href="data:,"></head><body><h1>Pomona</h1><p>The service runs. <a href="/docs">What it offers</a>.</p></body></html>'
 )
 _ERROR = {
     "type": "object",
