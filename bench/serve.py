@@ -317,7 +317,7 @@ def main() -> None:
     slices = max(2, int(options.overload_minutes * 60 / 15))
     overload = []
     for _ in range(slices):
-        overload.append(load(service, photos, 640, options.overload_minutes * 60 / slices, rest_s=0.3))
+        overload.append(load(service, photos, 320, options.overload_minutes * 60 / slices, rest_s=0.3))
         result["memory_mb"].append(overload[-1]["memory_mb"])
     result["overload"] = overload
     result["stop_s"] = service.stop()

@@ -42,8 +42,8 @@ PAGE_FOLDER = Path(__file__).parents[1] / "web" / "page"
 _DOCS_STYLE = Path(__file__).parents[1] / "web" / "docs.css"
 _JSON = "application/json"
 _MINIMAL_PAGE = (
-    '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Pomona</title></head>'
-    '<body><h1>Pomona</h1><p>The service runs. <a href="/docs">What it offers</a>.</p></body></html>'
+    '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Pomona</title>'
+    '<link rel="icon" href="data:,"></head><body><h1>Pomona</h1><p>The service runs. <a href="/docs">What it offers</a>.</p></body></html>'
 )
 _ERROR = {
     "type": "object",
@@ -64,7 +64,7 @@ _FAULTS = {
     413: "It is too large, or has too many photos.",
     415: "It comes in a way that photos do not come in.",
     422: "An option cannot be used.",
-    429: "Too many photos wait; `Retry-After` says when to come again.",
+    429: "Too many photos wait; Retry-After says when to come again.",
     503: "The service is starting.",
 }
 
