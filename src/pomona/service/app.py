@@ -102,7 +102,7 @@ def build_app(options: ServeOptions, live: LiveBundle, measures: Measures) -> Gu
     if options.teach:
         _add_teaching(app, options, live)
     show = bool(os.environ.get("POMONA_TRACEBACK"))
-    return Guard(app, options, measures, show_traceback=show)
+    return Guard(app, options, measures, live.lanes, show_traceback=show)
 
 
 def describe_faults(*statuses: int, is_kserve: bool = False) -> dict[int | str, dict[str, Any]]:

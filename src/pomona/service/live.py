@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pomona.bundle import load_bundle, say_fault
-from pomona.errors import BundleDamagedError, BundleError, PhotoError, ServiceError
+from pomona.errors import BundleDamagedError, BundleError, PhotoError, PomonaError, ServiceError
 from pomona.explaining import load_neighbours
 from pomona.files import hash_file
 from pomona.heat_map import HEAT_MAP
@@ -292,7 +292,9 @@ class LiveBundle:
         if not done.wait(60):
             raise ServiceError("the first photo was not computed in a minute")
         if ticket.error is not None:
-            raise ticket.error
+            if isinstance(ticket.error, PomonaError):
+                raise ticket.error
+            raise ServiceError(f"the first photo could not be computed: {ticket.error}") from ticket.error
         (said,) = require_all(ticket.said)
         if said.fault is not None:
             raise ServiceError(f"the first photo could not be computed: {said.prediction.error}")
