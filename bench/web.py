@@ -2,13 +2,13 @@
 
     python bench/web.py RUN [--runtime FOLDER_OR_TGZ] [--photos N]
 
-parity   each photo of the val part of grocery, bytes to answer, through the exported page and through the bundle: pixels,
-         square, probabilities, strangeness, heat map, and what is said.
-kinds    the same photo saved in every way that a camera or a program saves one: how far its pixels are off, by kind.
-time     a photo at a time in the browser, beside the bundle on one thread in the same minute; and the size of the folder.
+parity   each photo of the val part of grocery, bytes to answer, through the exported page and through the bundle:
+         pixels, square, probabilities, strangeness, heat map, and what is said.
+kinds    the same photo saved in every way that a camera or a program saves one: how far pixels are off, by kind.
+time     a photo at a time in the browser, beside the bundle on one thread in the same minute; the size of the folder.
 
-RUN is a run on grocery. A dated JSON is kept in bench/results. The machines are shared: times are medians, and a ratio to
-the bundle's own is kept beside them.
+RUN is a run on grocery. A dated JSON is kept in bench/results. The machines are shared: times are medians, and a ratio
+to the bundle's own is kept beside them.
 """
 
 from __future__ import annotations

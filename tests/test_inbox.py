@@ -408,6 +408,13 @@ def test_an_export_replaces_nothing_that_is_not_its_own(inbox: Inbox, contents: 
     with pytest.raises(StorageError, match=r"Apple/mine\.jpg is not as it was exported"):
         export_inbox(inbox, tmp_path / "out")
     assert (tmp_path / "out" / "Apple" / "mine.jpg").read_bytes() == contents[1]
+    (tmp_path / "out" / "Apple" / "mine.jpg").unlink()
+    exported = next((tmp_path / "out" / "Apple").iterdir())
+    exported.unlink()
+    exported.write_bytes(b"cropped by hand")
+    with pytest.raises(StorageError, match="is not as it was exported"):
+        export_inbox(inbox, tmp_path / "out")
+    assert exported.read_bytes() == b"cropped by hand"
     (tmp_path / "file").write_text("x")
     with pytest.raises(StorageError, match="got a file"):
         export_inbox(inbox, tmp_path / "file")

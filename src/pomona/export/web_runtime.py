@@ -33,7 +33,7 @@ _FILES = {
     "ort-wasm.js": "dist/ort-wasm-simd-threaded.mjs",
     "ort-wasm.wasm": "dist/ort-wasm-simd-threaded.wasm",
 }
-"""Names in a page and in the package. Servers that do not know ``.mjs`` send it as a download, so a page has ``.js``."""
+"""Names in a page and in the package. Servers that do not know ``.mjs`` send it as a download; a page has ``.js``."""
 
 _TIMEOUT_S = 600
 _HOW = f"name a folder or a .tgz of {PACKAGE} {VERSION} with --runtime, or install npm, which fetches it"

@@ -162,16 +162,6 @@ const READERS = {
   webp: readWebp,
 };
 
-// A header that points behind the end of its file is one of a file that was cut short.
-function readBounded(read, format) {
-  try {
-    return read();
-  } catch (error) {
-    if (!(error instanceof RangeError)) throw error;
-    throw new PhotoFault("truncated", `this ${format.toUpperCase()} file ends too soon`);
-  }
-}
-
 export function readPhotoFile(bytes, { max_pixels: maxPixels, max_scans: maxScans = Infinity }) {
   if (!bytes.length) throw new PhotoFault("empty", "wanted a photo, got no bytes");
   const format = sniffFormat(bytes);
@@ -184,7 +174,7 @@ export function readPhotoFile(bytes, { max_pixels: maxPixels, max_scans: maxScan
   let found = { format };
   if (READERS[format]) {
     if (bytes.length < 16) throw new PhotoFault("truncated", `this ${format.toUpperCase()} file ends too soon`);
-    found = readBounded(() => READERS[format](bytes, view, maxScans), format);
+    found = READERS[format](bytes, view, maxScans);
   }
   checkSize(found, maxPixels);
   return { orientation: 1, parts: [bytes], ...found };
