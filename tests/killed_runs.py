@@ -107,7 +107,7 @@ class Kills:
             run_fork(lambda: str(pomona.training.train(first).bundle.folder))
         self.reset()
         self.old = run_fork(self.answer)
-        run_fork(self.work)  # fills the cache with what it needs
+        run_fork(self.work)  # fills the cache with what it needs, so that its life is as long as that of the others
         self.reset()
         self.kill(lambda _: False)
         self.new = run_fork(self.answer)

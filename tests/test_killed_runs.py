@@ -18,9 +18,9 @@ N_POINTS = 6
     not sys.platform.startswith("linux"), reason="forks with threads, and exchanges folders in one step"
 )
 @pytest.mark.parametrize("command", ["train", "add-class", "remove-class"])
-def test_a_killed_command_does_no_harm(tmp_path: Path, command: str) -> None:
+def test_a_killed_command_does_no_harm(work: Path, tmp_path: Path, command: str) -> None:
     results = tmp_path / "rows.jsonl"
-    call = [sys.executable, str(KILL), command, str(tmp_path / "work"), str(results), "2", str(N_POINTS)]
+    call = [sys.executable, str(KILL), command, str(work), str(results), "2", str(N_POINTS)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run(call, env=environment, check=True, timeout=600)
     rows = [json.loads(line) for line in results.read_text("utf-8").splitlines()]
