@@ -30,6 +30,7 @@ import pomona.learnt
 import pomona.teaching
 import pomona.training
 from pomona.bundle import load_bundle
+from pomona.effort import Machine
 from pomona.errors import PomonaError
 from pomona.files import MANIFEST_NAME
 from pomona.samples import KINDS, SampleOptions, write_samples
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 FORGOTTEN = "Orange"
+MACHINE = Machine(2.0, 1.0, 1.0)
+"""What every command takes this machine for: if it were measured, a busy moment would choose another precision."""
+
 TOLERANCE = 1e-5
 PATIENCE_S = 120
 
@@ -68,6 +72,7 @@ class Kills:
     """One command, killed again and again."""
 
     def __init__(self, command: str, folder: Path) -> None:
+        pomona.training.measure_machine = lambda _n_workers: MACHINE
         self.command, self.folder, self.place = command, folder, folder / "point" / "run"
         os.environ["POMONA_CACHE"] = str(folder / "cache")
         self.life_s = self.build_s = 0.0
@@ -102,7 +107,7 @@ class Kills:
             run_fork(lambda: str(pomona.training.train(first).bundle.folder))
         self.reset()
         self.old = run_fork(self.answer)
-        run_fork(self.work)  # fills the cache with what it needs
+        run_fork(self.work)  # fills the cache with what it needs, so that its life is as long as that of the others
         self.reset()
         self.kill(lambda _: False)
         self.new = run_fork(self.answer)

@@ -41,9 +41,11 @@ if TYPE_CHECKING:
     Span = tuple[int, int]
 
 HANG_S = 10
-"""A photo that takes as long ends the process by SIGALRM, also inside a decoder."""
+"""A photo that takes so much processor time ends the process by SIGPROF, also inside a decoder."""
 
-MAX_ADDRESS_BYTES = 3 * 2**30
+MAX_DATA_BYTES = 464_000_000
+"""Memory of the process, as a decode process of the service has it: with its libraries it is 512 MB."""
+
 MAX_FILE_BYTES = 2**20
 EXTREMES = (0, 1, 2, 3, 7, 8, 0x7F, 0x80, 0xFF, 0x100, 2000, 7000, 0x7FFF, 0x8000, 60000, 0xFFFF)
 EXTREMES += (10**6, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
@@ -613,18 +615,19 @@ def list_photos(arguments: list[str]) -> Iterator[tuple[int, str, str, bytes, in
 
 def main() -> None:
     kind, place, *rest = sys.argv[1:]
-    resource.setrlimit(resource.RLIMIT_AS, (MAX_ADDRESS_BYTES,) * 2)
+    if kind != "files":
+        resource.setrlimit(resource.RLIMIT_DATA, (MAX_DATA_BYTES,) * 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libtiff tells of every fault there
     with open(place, "a", buffering=1) as results:  # noqa: PTH123
         for number, name, steps, data, at_least_px in list_photos([kind, *rest]):
             results.write(f"{number}\n")
             read_peak_mb()
-            signal.setitimer(signal.ITIMER_REAL, HANG_S)
+            signal.setitimer(signal.ITIMER_PROF, HANG_S)
             started_s, started_cpu_s = time.perf_counter(), time.process_time()
             outcome = try_photo(data, number if at_least_px is None else 0, at_least_px)
             cpu_s, wall_s = time.process_time() - started_cpu_s, time.perf_counter() - started_s
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.setitimer(signal.ITIMER_PROF, 0)
             row = {"number": number, "seed": name, "steps": steps, "outcome": outcome, "bytes": len(data)}
             cost = {"wall_s": round(wall_s, 4), "cpu_s": round(cpu_s, 4), "peak_mb": round(read_peak_mb(), 1)}
             results.write(json.dumps(row | cost) + "\n")

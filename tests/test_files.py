@@ -308,15 +308,55 @@ def test_a_file_and_its_bytes_have_one_hash(tmp_path: Path) -> None:
     assert hash_file(tmp_path / "file") == hash_bytes(data) == hashlib.sha256(data).hexdigest()
 
 
-def test_what_a_killed_process_left_is_removed_after_a_day_and_nothing_else(tmp_path: Path) -> None:
-    old, fresh, other = (tmp_path / f".{name}.partial" for name in ("run.0123abcd", "run.4567cdef", "other.0123abcd"))
-    mine = tmp_path / ".run.notes.partial"
-    for folder in (old, fresh, other, mine):
+def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    left, other = (tmp_path / f".{name}.partial" for name in ("run.0123abcd", "other.0123abcd"))
+    mine, elsewhere = tmp_path / ".run.notes.partial", tmp_path / "elsewhere"
+    for folder in (left, other, mine, elsewhere):
         folder.mkdir()
         (folder / "file").touch()
-    for folder in (old, other, mine):
-        os.utime(folder, (0, 0))
+    linked = tmp_path / ".run.4567cdef.partial"
+    linked.symlink_to(elsewhere)
     with new_folder(tmp_path / "run") as folder:
         (folder / "file").touch()
-    assert not old.exists()
-    assert all(folder.exists() for folder in (fresh, other, mine))
+    assert not left.exists()
+    assert all((folder / "file").exists() for folder in (other, mine, linked, elsewhere))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="folders are not locked there")
+def test_what_a_process_still_builds_is_left_alone_until_it_is_killed(tmp_path: Path) -> None:
+    code = (
+        "import sys, pathlib; from pomona.files import new_folder\n"
+        "with new_folder(pathlib.Path(sys.argv[1])) as folder: print(folder, flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "run")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        building = Path(process.stdout.readline().strip())
+        with new_folder(tmp_path / "run"):
+            pass
+        assert building.is_dir()
+        process.kill()
+        process.wait()
+        assert building.is_dir()
+    with new_folder(tmp_path / "run"):
+        pass
+    assert list_names(tmp_path) == ["run"]
+
+
+def test_a_folder_that_was_moved_aside_comes_back(tmp_path: Path) -> None:
+    """As a process leaves it that is killed between two renames, where the system has no exchange."""
+    aside = tmp_path / ".run.0123abcd.partial.old"
+    aside.mkdir()
+    (aside / "file").write_text("old")
+
+    def fail() -> None:
+        with new_folder(tmp_path / "run"):
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert (tmp_path / "run" / "file").read_text() == "old"
+    aside.mkdir()
+    with new_folder(tmp_path / "run"):
+        pass
+    assert list_names(tmp_path) == ["run"]

@@ -81,3 +81,14 @@ def test_training_is_kept_beside_the_run_whatever_it_is_called(tmp_path: Path, m
     monkeypatch.chdir(tmp_path / "run")
     for output in (".", "../run", "x/.."):
         assert find_tuning_folder(Path(output)) == tmp_path / "run.tuning"
+
+
+def test_a_file_that_a_killed_process_left_half_written_is_nothing_foreign(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in ("pomona.json", ".pomona.json.0123abcd.partial"):
+        (run / name).touch()
+    check_output(run, tmp_path / "photos")
+    (run / ".notes.partial").touch()
+    with pytest.raises(StorageError, match=r"\.notes\.partial"):
+        check_output(run, tmp_path / "photos")

@@ -36,6 +36,7 @@ from pomona.console import (
     print_json,
     print_places,
     print_row,
+    print_speed,
     print_teaching,
     print_training,
     print_trust,
@@ -317,10 +318,34 @@ def check(options: Any, *, as_json: Json = False) -> None:
         out.print("\nLook at them in a browser: --report audit.html", style="dim", highlight=False)
 
 
-def benchmark(options: Any, *, as_json: Json = False) -> None:
-    """Measure what transfer learning bought: classic features, a network from scratch and Pomona on your photos."""
+def benchmark(
+    options: Any,
+    *,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Of a recogniser: cores that it may use; one unless named.")
+    ] = None,
+    photos: Annotated[
+        Path | None, typer.Option(help="Of a recogniser: photos to answer for; a few are drawn unless named.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure what transfer learning bought on your photos; of a run or an export, how fast it answers."""
     from pomona.benchmark import run_benchmark
+    from pomona.speed import SpeedOptions, is_recogniser, measure_speed
 
+    if is_recogniser(options.data):
+        _refuse_others(options, type(options)(data=options.data), "the speed of a recogniser is measured")
+        asked = SpeedOptions(path=options.data, photos=photos, threads=threads or 1)
+        with show_progress() as on_progress:
+            speed = measure_speed(asked, on_progress=on_progress)
+        if as_json:
+            print_json(speed.to_dict())
+        else:
+            print_speed(open_console(sys.stdout), speed)
+        return
+    if threads is not None or photos is not None:
+        name = "threads" if threads is not None else "photos"
+        raise OptionError(f"{name}: wanted it with a run folder or an export, got {options.data}, which is neither")
     with show_progress() as on_progress:
         result = run_benchmark(options, on_progress=on_progress, on_row=print_way)
     if as_json:
@@ -329,6 +354,13 @@ def benchmark(options: Any, *, as_json: Json = False) -> None:
         print_benchmark(open_console(sys.stdout), result)
     if result.interrupted:
         _fail(f"interrupted; what was measured so far stands in {options.output}", EXIT_INTERRUPTED)
+
+
+def _refuse_others(options: Any, defaults: Any, where: str) -> None:
+    """Refuse options that were set and mean nothing here."""
+    for name in list_flags(type(options)):
+        if getattr(options, name) != getattr(defaults, name):
+            raise OptionError(f"{name.replace('_', '-')}: it has no meaning where {where}; leave it away")
 
 
 def evaluate(

@@ -1,14 +1,19 @@
-"""How long each step takes, and how far it is.
+"""How long each step takes, how far it is, and what a process that is measured held.
 
 In: steps as they begin and go on. Out: a `Stage` each, and calls to whoever shows progress.
-Why: what trains and what teaches tell their steps in the same way.
+Why: what trains and what teaches tell their steps in the same way, and processes that are measured are measured alike.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sys
+import threading
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -75,3 +80,30 @@ class Clock:
             self.count(n_done, n_total)
 
         return advance
+
+
+def read_peak_mb() -> float | None:
+    """Most memory that this process held.
+
+    Linux hands `ru_maxrss` on from the process that started this one, so its own line is read first.
+    """
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text("ascii", "replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024 / 1e6
+    with contextlib.suppress(ImportError):
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+    return None
+
+
+def end_with_parent() -> None:
+    """End this process when the one that started it is gone: its end of the pipe closes then."""
+
+    def wait() -> None:
+        os.read(0, 1)  # not through `sys.stdin`, whose lock a thread must not hold when Python ends
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()

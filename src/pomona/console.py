@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from pomona.findings import Audit
     from pomona.prediction import Answer, Prediction
     from pomona.run_log import Row
+    from pomona.speed import Speed
     from pomona.teaching import TeachResult
     from pomona.training import TrainResult
     from pomona.trust import Baseline, Evidence, Kept, Promise
@@ -61,6 +62,7 @@ _STEPS = {
     "predict": "Predicting",
     "explain": "Finding reasons",
     "ways": "Measuring ways",
+    "speed": "Timing answers",
     "parity": "Comparing answers",
 }
 
@@ -246,6 +248,37 @@ def print_benchmark(out: Console, result: BenchmarkResult) -> None:
     for note in result.notes:
         warn(note)
     print_places(out, result.places)
+
+
+def print_speed(out: Console, speed: Speed) -> None:
+    """How fast a recogniser answers, and what it takes."""
+    latency = speed.latency
+    cores = "one core" if speed.threads == 1 else f"{speed.threads} cores"
+    out.print(
+        f"\n{latency.p50_ms:.1f} ms from photo to answer on {cores}, {latency.p99_ms:.1f} ms for the slowest of 100, "
+        f"{speed.photos_per_s:,.1f} photos a second.",
+        style="bold",
+        highlight=False,
+    )
+    skipped = f", {speed.n_skipped:,} could not be used" if speed.n_skipped else ""
+    out.print(
+        f"{speed.n_answers:,} answers for {speed.n_photos:,} photos{skipped}; {speed.runtime}.",
+        highlight=False,
+        markup=False,
+    )
+    table = make_table("Milliseconds", "Half within", "95 % within", "99 % within")
+    titles = {"decode": "Decoding and fitting", "network": "Network", "answer": "Answer"}
+    rows = {**{titles[name]: one for name, one in speed.stages.items()}, "All of it": latency}
+    for name, one in rows.items():
+        style = "bold" if one is latency else None
+        table.add_row(name, f"{one.p50_ms:.2f}", f"{one.p95_ms:.2f}", f"{one.p99_ms:.2f}", style=style)
+    out.print(table)
+    memory = "-" if speed.memory_mb is None else f"{speed.memory_mb:,.0f} MB"
+    out.print(
+        f"Memory at most {memory}, files {speed.file_mb:.1f} MB. First answer {speed.load_s:.2f} s after opening it, "
+        f"{speed.start_s:.2f} s after the process began.",
+        highlight=False,
+    )
 
 
 def print_effects(out: Console, effects: Effects) -> None:

@@ -11,10 +11,8 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
-import os
 import sys
 import tempfile
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
@@ -23,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
+from pomona.clock import end_with_parent, read_peak_mb
 from pomona.dataset import load_dataset
 from pomona.effort import Effort, choose_precision, measure_machine, plan_embedding
 from pomona.errors import MissingPackageError, PhotoError, PomonaError
@@ -496,39 +495,12 @@ def _measure_process() -> dict[str, Any]:
 
         children = resource.getrusage(resource.RUSAGE_CHILDREN)
         cpu_s += children.ru_utime + children.ru_stime
-    return {"cpu_seconds": cpu_s, "memory_mb": _read_peak_mb()}
-
-
-def _read_peak_mb() -> float | None:
-    """Most memory that this process held.
-
-    Linux hands `ru_maxrss` on from the process that started this one, so its own line is read first.
-    """
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text("ascii", "replace").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024 / 1e6
-    with contextlib.suppress(ImportError):
-        import resource
-
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
-    return None
-
-
-def _end_with_parent() -> None:
-    """End this process when the one that started it is gone: its end of the pipe closes then."""
-
-    def wait() -> None:
-        os.read(0, 1)  # not through `sys.stdin`, whose lock a thread must not hold when Python ends
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
+    return {"cpu_seconds": cpu_s, "memory_mb": read_peak_mb()}
 
 
 def main(task_path: Path, trial_path: Path) -> None:
     """What the process runs: read a task, write a trial."""
-    _end_with_parent()
+    end_with_parent()
     task = Task(**json.loads(task_path.read_text("utf-8")))
     write_atomic(trial_path, json.dumps(asdict(try_way(task))))
 
