@@ -142,6 +142,13 @@ class Speaker:
         paths = self.nodes.paths[len(self.tree) :]
         return (*self.tree.names, *(path[-1] if taken[path[-1]] == 1 else "/".join(path) for path in paths))
 
+    def describe_classes(self) -> list[dict[str, Any]]:
+        """Classes in the order of the probabilities, as plain values for JSON: label, path, what people call them."""
+        return [
+            {"label": label, "path": list(path), "name_en": one.name_en, "name_zh": one.name_zh, "plu": one.plu}
+            for label, path, one in zip(self.tree.names, self.tree.paths, self.names, strict=True)
+        ]
+
     def speak(
         self, file: str, probabilities: NDArray[np.float32], strangeness: float | None, *, n_top: int
     ) -> Prediction:

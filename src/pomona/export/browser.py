@@ -129,10 +129,7 @@ def describe_speaker(speaker: Speaker) -> dict[str, Any]:
             }
         )
     return {
-        "classes": [
-            {"label": label, "path": list(path), "name_en": one.name_en, "name_zh": one.name_zh, "plu": one.plu}
-            for label, path, one in zip(tree.names, tree.paths, speaker.names, strict=True)
-        ],
+        "classes": speaker.describe_classes(),
         "nodes": above,
         "top": [int(node) for node in nodes.top],
         "promise": None if promise is None else promise.share,

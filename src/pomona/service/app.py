@@ -11,6 +11,7 @@ import asyncio
 import json
 import mimetypes
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -41,11 +42,6 @@ _Result = TypeVar("_Result")
 PAGE_FOLDER = Path(__file__).parents[1] / "web" / "page"
 _DOCS_STYLE = Path(__file__).parents[1] / "web" / "docs.css"
 _JSON = "application/json"
-_MINIMAL_PAGE = (
-    '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Pomona</title>'
-    '<link rel="icon" href="data:,"></head><body>'
-    '<h1>Pomona</h1><p>The service runs. <a href="/docs">What it offers</a>.</p></body></html>'
-)
 _ERROR = {
     "type": "object",
     "properties": {
@@ -238,22 +234,13 @@ def _add_answers(app: FastAPI, live: LiveBundle, intake: Intake, *, can_teach: b
     async def model() -> Response:
         _require_ready(live)
         bundle = live.bundle
-        classes = [
-            {
-                "label": label,
-                "path": list(path),
-                "name_en": name.name_en,
-                "name_zh": name.name_zh,
-                "plu": name.plu,
-            }
-            for label, path, name in zip(bundle.tree.names, bundle.tree.paths, bundle.names, strict=True)
-        ]
         entry = bundle.manifest.trust
         content = {
             "name": live.name,
             "version": live.version,
             "created": bundle.manifest.created,
-            "classes": classes,
+            "classes": bundle.speaker.describe_classes(),
+            "preprocessing": asdict(bundle.preprocessing),
             "promise": None if bundle.promise is None else bundle.promise.share,
             "can_tell_unknown": entry is not None and entry.unknown is not None,
             "can_explain": await asyncio.to_thread(lambda: live.can_explain),
@@ -392,12 +379,12 @@ def _add_pages(app: FastAPI) -> None:
 
     @app.get("/", include_in_schema=False)
     async def index() -> Response:
-        path = PAGE_FOLDER / "index.html"
-        return _send_file(path) if path.is_file() else Response(_MINIMAL_PAGE, media_type="text/html")
+        return _send_file(PAGE_FOLDER / "index.html")
 
-    files = {path.name: path for path in PAGE_FOLDER.glob("*") if path.is_file()} if PAGE_FOLDER.is_dir() else {}
-    if "service_recogniser.js" in files:  # the page knows its recogniser by one name, whichever it is
-        files["recogniser.js"] = files["service_recogniser.js"]
+    files = {path.name: path for path in PAGE_FOLDER.glob("*") if path.is_file()}
+    files["recogniser.js"] = files[
+        "service_recogniser.js"
+    ]  # the page knows its recogniser by one name, whichever it is
 
     @app.get("/page/{name}", include_in_schema=False)
     async def page_file(name: str) -> Response:
