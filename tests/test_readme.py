@@ -6,9 +6,13 @@ import ast
 import hashlib
 import re
 import shutil
+import socket
 import subprocess
 import sys
+import time
 import tomllib
+import urllib.error
+import urllib.request
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +26,8 @@ ROOT = Path(__file__).parents[1]
 LANGUAGES = ("README.md", "README.zh.md")
 FLOWS = ("docs/flow.md", "docs/zh/flow.md")
 FORMAT = "docs/bundle-format.md"
-NEEDS_INTERNET = "pomona fetch "
+NEEDS_INTERNET = ("pomona fetch ", "pomona export runs/fruit --format web")
+SERVES = "pomona serve "
 FILE_SUFFIXES = "csv|html|json|onnx|png|safetensors|txt|yaml"
 
 pytestmark = pytest.mark.skipif(not shutil.which("sh"), reason="the commands are written for sh")
@@ -86,13 +91,41 @@ def outputs(home: Path) -> dict[str, str]:
     environment = _environment(home)
     results = {}
     for command in COMMANDS:
-        if "pomona" in command and not command.startswith(("pip", NEEDS_INTERNET)):
+        if SERVES in command:
+            results[command] = _serve_once(command, home, environment)
+        elif "pomona" in command and not command.startswith(("pip", *NEEDS_INTERNET)):
             done = subprocess.run(
                 ["sh", "-c", command], cwd=home, env=environment, capture_output=True, text=True, check=False
             )
             assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
             results[command] = done.stdout
     return results
+
+
+def _serve_once(command: str, home: Path, environment: dict[str, str]) -> str:
+    """Run a command that serves until it is asked to end, and end it when it answers; what it said."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    own = ["sh", "-c", f"exec env {command} --port {port}"]
+    with subprocess.Popen(own, cwd=home, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            deadline_s = time.monotonic() + 60
+            while process.poll() is None and not _is_ready(port) and time.monotonic() < deadline_s:
+                time.sleep(0.1)
+            assert _is_ready(port), command
+        finally:
+            process.terminate()
+            said = process.communicate(timeout=30)[1]
+    assert process.returncode == 0, f"{command}\n{said}"
+    return said
+
+
+def _is_ready(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as reply:
+            return reply.status == 200
+    except (urllib.error.URLError, OSError):
+        return False
 
 
 def _environment(home: Path) -> dict[str, str]:
