@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import shutil
 import signal
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +16,7 @@ import pytest
 from hypothesis import settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from pomona.embedding import Embedding
     from pomona.training import TrainResult
@@ -120,3 +125,38 @@ def _interruptible() -> None:
     """Let Ctrl-C through, here and in the commands that tests start: a job in the background begins with it ignored."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], str]]:
+    """A PostgreSQL of our own that ends with the tests; what is given makes an empty database and names its URL."""
+    psycopg = pytest.importorskip("psycopg", reason="PostgreSQL's driver is not installed")
+    found = [*Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"), shutil.which("pg_ctl")]
+    if (control := next(filter(None, found), None)) is None or sys.platform == "win32":
+        pytest.skip("PostgreSQL is not here: bash tests/install_services.sh brings it")
+    own = "postgres" if os.geteuid() == 0 else None  # it refuses to run as root
+    folder = Path(tempfile.mkdtemp(prefix="pomona-pg-", dir="/tmp"))  # the path of a socket must be short
+    if own is not None:
+        shutil.chown(folder, own)
+
+    def run(program: str, *arguments: str) -> None:
+        command = [str(Path(control).with_name(program)), "-D", str(folder / "data"), *arguments]
+        # Not captured: the server would hold the pipe open.
+        subprocess.run(command, user=own, check=True, cwd=folder, stdout=subprocess.DEVNULL, timeout=60)
+
+    run("initdb", "--auth=trust", "--username=postgres", "--encoding=UTF8", "--locale=C", "--no-sync")
+    settings = f"-k {folder} -c listen_addresses='' -c fsync=off"
+    run("pg_ctl", "--wait", "--log", str(folder / "log"), "--options", settings, "start")
+    names = itertools.count()
+    try:
+
+        def make_database() -> str:
+            name = f"pomona{next(names)}"
+            with psycopg.connect(host=str(folder), user="postgres", autocommit=True) as connection:
+                connection.execute(f"CREATE DATABASE {name}")
+            return f"postgresql://postgres@/{name}?host={folder}"
+
+        yield make_database
+    finally:
+        run("pg_ctl", "--wait", "--mode", "immediate", "stop")
+        shutil.rmtree(folder)

@@ -89,7 +89,7 @@ def test_classes_come_and_go() -> None:
     old = ClassTree.from_paths(["Apple", "Kiwi", "Plum"])
     new = ClassTree.from_paths(["Apple", "Banana", "Kiwi", "Plum"])
     vectors = np.random.default_rng(1).normal(size=(2, 300)).astype(np.float32)
-    grown = bank.renumber(old, new).add(vectors, 1, ("Banana/1.jpg", "Banana/2.jpg"))
+    grown = bank.renumber(old, new).add(vectors, np.array([1, 1]), ("Banana/1.jpg", "Banana/2.jpg"))
     assert grown.bank.labels.tolist() == [0, 0, 2, 3, 1, 1]
     assert grown.names == (*NAMES, "Banana/1.jpg", "Banana/2.jpg")
     assert grown.find_nearest(vectors[1], 1) == [(5, pytest.approx(1, abs=1e-3))]

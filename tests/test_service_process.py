@@ -186,7 +186,8 @@ def test_others_may_read_with_a_warning(promising: TrainResult, photos: list[byt
 def test_a_hundred_megabytes_are_refused_before_they_are_read(service: Service) -> None:
     with service.connect() as connection:
         connection.sendall(
-            b"POST /predict HTTP/1.1\r\nhost: localhost\r\ncontent-type: image/jpeg\r\ncontent-length: 100000000\r\n\r\n"
+            b"POST /predict HTTP/1.1\r\nhost: localhost\r\ncontent-type: image/jpeg\r\n"
+            b"content-length: 100000000\r\n\r\n"
         )
         connection.sendall(bytes(1_000_000))
         reply = connection.recv(65536)
@@ -199,7 +200,8 @@ def test_a_hundred_megabytes_are_refused_before_they_are_read(service: Service) 
 def test_a_client_that_sends_on_still_reads_why(service: Service) -> None:
     """Chunks without a length, more than are allowed: the reply is whole, not torn by the end of the connection."""
     with service.connect() as connection:
-        head = b"POST /predict HTTP/1.1\r\nhost: localhost\r\ncontent-type: image/jpeg\r\ntransfer-encoding: chunked\r\n\r\n"
+        head = b"POST /predict HTTP/1.1\r\nhost: localhost\r\ncontent-type: image/jpeg\r\n"
+        head += b"transfer-encoding: chunked\r\n\r\n"
         connection.sendall(head)
         for _ in range(100):
             connection.sendall(b"186a0\r\n" + bytes(100_000) + b"\r\n")

@@ -117,6 +117,10 @@ def build_app(asked: str | None = None) -> typer.Typer:
             app.command(name, help=command.__doc__)(lambda: None)
         else:
             app.command(name)(_guard(command))
+    inbox = typer.Typer(no_args_is_help=True, help="List the photos that people sent, or make a data set of them.")
+    inbox.command("list")(_guard(inbox_list))
+    inbox.command("export")(_guard(inbox_export))
+    app.add_typer(inbox, name="inbox")
     return app
 
 
@@ -822,6 +826,60 @@ def serve(options: Any) -> None:
     from pomona.service.server import serve as serve_run
 
     serve_run(options)
+
+
+InboxPlace = Annotated[
+    str, typer.Argument(metavar="RUN|FOLDER|URL", help="Run folder, folder of an inbox, or URL of its database.")
+]
+InboxPhotos = Annotated[
+    Path | None, typer.Option("--photos", help="Folder of the photo files; needed beside a URL of PostgreSQL.")
+]
+
+
+def inbox_list(place: InboxPlace, *, photos: InboxPhotos = None, as_json: Json = False) -> None:
+    """List the photos that people sent, with what became of them."""
+    from collections import Counter
+
+    from pomona.inbox import open_inbox
+
+    with open_inbox(place, photos=photos, create=False) as opened:
+        found = opened.list_photos()
+    if as_json:
+        print_json([photo.to_dict() for photo in found])
+        return
+    table = make_table("Photo", "Label", "Sent", "State", "Version")
+    for photo in found:
+        sent, version = f"{photo.added.astimezone():%Y-%m-%d %H:%M}", "" if photo.version is None else photo.version
+        table.add_row(photo.sha256[:12], photo.label, sent, photo.state, f"{version}")
+    out = open_console(sys.stdout)
+    out.print(table)
+    states = "".join(f", {n:,} {state}" for state, n in Counter(photo.state for photo in found).items())
+    out.print(f"{len(found):,} photo{'' if len(found) == 1 else 's'}{states}.", highlight=False)
+
+
+def inbox_export(
+    place: InboxPlace,
+    *,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write; an earlier export is replaced.")],
+    state: Annotated[Literal["all", "waiting", "taught"], typer.Option(help="Which photos.")] = "all",
+    photos: InboxPhotos = None,
+    as_json: Json = False,
+) -> None:
+    """Make a data set of the photos that people sent: a folder a class, as `pomona train` reads it."""
+    from pomona.inbox import export_inbox, open_inbox
+
+    with open_inbox(place, photos=photos, create=False) as opened:
+        tree = export_inbox(opened, output, state=None if state == "all" else state)
+    if as_json:
+        print_json(tree.to_dict())
+        return
+    for label, folder in tree.renamed.items():
+        warn(f"{label} is in the folder {folder}: no folder can be called like it everywhere")
+    out = open_console(sys.stdout)
+    n_photos, n_classes = tree.n_photos, len(tree.counts)
+    photos_text = "1 photo" if n_photos == 1 else f"{n_photos:,} photos"
+    out.print(f"{photos_text} of {n_classes} class{'' if n_classes == 1 else 'es'}.", highlight=False)
+    print_places(out, {"Photos": tree.folder})
 
 
 _COMMANDS = (

@@ -8,6 +8,7 @@ work is in products of matrices: several times as fast, and in little more room 
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -193,6 +194,17 @@ class FactoredTable:
             inner[start : start + _TILE] -= np.outer(table[0, 1 + start : 1 + start + _TILE], self.ones)
         return table
 
+    @cached_property
+    def diagonal(self) -> NDArray[np.float64]:
+        """Diagonal of the table, (N + 1,), at half of what the table would cost."""
+        lower = self.triangle
+        if not self.is_inverse:
+            lower = np.array(lower)
+            invert_factor(lower)
+        inner = np.einsum("ij,ij->j", lower, lower)
+        total = self.ones.sum()
+        return np.append(-1 / total, inner - self.ones**2 / total)
+
 
 class BorderedInverse:
     """Inverse of ``[[0, 1'], [1, X X' + penalty I]]``: a table and corrections of low rank.
@@ -238,6 +250,14 @@ class BorderedInverse:
         inside = np.flatnonzero(columns < len(self.table))
         taken[: len(self.table), inside] += self.table[columns[inside]].T
         return np.asarray(taken)
+
+    def find_diagonal(self) -> NDArray[np.float64]:
+        """Diagonal (N + 1,)."""
+        diagonal = np.einsum("ij,ij,j->i", self.factors, self.factors, self.signs)
+        diagonal[: len(self.table)] += (
+            self.table.diagonal if isinstance(self.table, FactoredTable) else np.diagonal(self.table)
+        )
+        return np.asarray(diagonal)
 
     def correct(self, columns: NDArray[np.float64], middle: NDArray[np.float64], sign: float) -> BorderedInverse:
         """Add ``sign * columns @ inv(middle) @ columns.T``, with as many rows more as the columns have."""

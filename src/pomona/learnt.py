@@ -16,6 +16,7 @@ import secrets
 import shutil
 import zipfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,6 +24,7 @@ import numpy as np
 from pomona.bundle import HEAD_NAME
 from pomona.errors import BundleError, FitError
 from pomona.files import (
+    MANIFEST_NAME,
     cache_folder,
     hash_bytes,
     make_folder,
@@ -35,14 +37,13 @@ from pomona.ridge import MAX_BYTES, N_CHOSEN_ON, BorderedInverse, FactoredTable,
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
     from pomona.bundle import Bundle, Manifest
 
 N_KEPT = 64
-"""States of recognisers that the cache keeps, those used last."""
+"""States of recognisers that the cache keeps, those used last; those of kept versions stay beyond it."""
 
 MAX_KEPT_BYTES = 2_000_000_000
 """What these may take in all; the one used last stays however large it is."""
@@ -51,6 +52,8 @@ _TOLERANCE = 1e-3  # of scores that are 1 for the class of a photo and 0 for oth
 _VECTORS, _INVERSE = "vectors.npy", "inverse.npy"
 _BASE = re.compile(r"[0-9a-f]{16}")
 _STATE = re.compile(r"[0-9a-f]{64}\.npz")
+_PINS = "pins"
+_PIN = re.compile(r"([0-9a-f]{64})\.[0-9a-f]{16}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,6 +193,51 @@ def _say_missing(bundle: Bundle, cache: Path) -> BundleError | FitError:
     )
 
 
+def pin_learnt(manifest: Manifest, holder: Path) -> bool:
+    """Keep what a bundle has learnt from in the cache for as long as a folder with that bundle stands.
+
+    Parameters
+    ----------
+    manifest : Manifest
+        Of the bundle.
+    holder : Path
+        Folder that holds the bundle.
+
+    Returns
+    -------
+    bool
+        Whether it is in the cache: of what is not, nothing is pinned.
+
+    Raises
+    ------
+    StorageError
+        If the cache cannot be written.
+    """
+    cache, name = cache_folder() / "learnt", _name_state(manifest)
+    if not any(cache.glob(f"*/{name}.npz")):
+        return False
+    place = str(holder.resolve())
+    write_atomic(make_folder(cache / _PINS) / f"{name}.{hash_bytes(os.fsencode(place))[:16]}", os.fsencode(place))
+    return True
+
+
+def _list_pinned(cache: Path) -> set[str]:
+    """States that a folder needs which still stands; pins of folders that are gone are removed."""
+    pinned = set()
+    for pin in (cache / _PINS).glob("*"):
+        if (found := _PIN.fullmatch(pin.name)) is None:
+            continue
+        try:
+            stands = (Path(os.fsdecode(pin.read_bytes())) / MANIFEST_NAME).is_file()
+        except (OSError, ValueError):  # one that cannot be read keeps nothing
+            stands = False
+        if stands:
+            pinned.add(found[1])
+        else:
+            pin.unlink(missing_ok=True)
+    return pinned
+
+
 def is_too_many(n_photos: int, dim: int) -> bool:
     """Whether `pomona.ridge.fit_ridge` would give no state."""
     return n_photos > N_CHOSEN_ON and not fits_kernel(n_photos, dim)
@@ -281,6 +329,7 @@ def _from_arrays(
 
 def _let_go(cache: Path, kept: Path) -> None:
     """Remove states that were not used for long, and tables that no state stands on any more."""
+    pinned = _list_pinned(cache)
     bases = [base for base in cache.iterdir() if _BASE.fullmatch(base.name) and not base.is_symlink()]
     states = [path for base in bases for path in base.glob("*.npz") if _STATE.fullmatch(path.name)]
     states.sort(key=lambda path: (path == kept, _read_time(path)), reverse=True)
@@ -289,7 +338,8 @@ def _let_go(cache: Path, kept: Path) -> None:
         sizes = [path] if path.parent in used else [path, path.parent / _VECTORS, path.parent / _INVERSE]
         n_bytes += sum(_read_size(one) for one in sizes)
         is_older = path.name == kept.name and path != kept
-        if path != kept and (is_older or place >= N_KEPT or n_bytes > MAX_KEPT_BYTES):
+        is_surplus = (place >= N_KEPT or n_bytes > MAX_KEPT_BYTES) and path.stem not in pinned
+        if path != kept and (is_older or is_surplus):
             with storage_errors(f"remove {path}"):
                 path.unlink(missing_ok=True)
         else:

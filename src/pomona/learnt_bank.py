@@ -64,10 +64,10 @@ class LearntBank:
         release_pages(vectors)
         return cls(Bank(round_sketches(np.concatenate(parts)), labels), tuple(map(name_photo, names)))
 
-    def add(self, vectors: NDArray[np.float32], label: int, names: tuple[str, ...]) -> LearntBank:
-        """The same with photos of one class more, of features (K, D)."""
+    def add(self, vectors: NDArray[np.float32], labels: NDArray[np.intp], names: tuple[str, ...]) -> LearntBank:
+        """The same with photos more, of features (K, D) and classes (K,)."""
         more = round_sketches(sketch_vectors(vectors))
-        labels = np.append(self.bank.labels, np.full(len(more), label))
+        labels = np.append(self.bank.labels, labels)
         return LearntBank(Bank(np.vstack([self.bank.vectors, more]), labels), (*self.names, *names))
 
     def remove(self, label: int) -> LearntBank:

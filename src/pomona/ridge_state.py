@@ -74,6 +74,16 @@ class Ridge:
         """Fold origin and temperature into weights and bias."""
         return make_head(self.weights, self.duals[0], self.origin, self.temperature, self.l2)
 
+    def leave_each_out(self) -> NDArray[np.float64]:
+        """Scores (N, C) of each photo by a head that learnt all others, without fitting anew.
+
+        References
+        ----------
+        Rifkin and Lippert, Notes on regularized least squares, MIT-CSAIL-TR-2007-025.
+        """
+        diagonal = self.inverse.find_diagonal()[self.rows + 1]
+        return np.asarray(one_hot(self.labels, self.n_classes) - self.duals[self.rows + 1] / diagonal[:, None])
+
     def add(self, vectors: NDArray[np.float32], labels: NDArray[np.intp], n_classes: int) -> Ridge:
         """Learn further photos, of known classes or new ones.
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import platform
 import shutil
 import time
@@ -29,7 +30,7 @@ from pomona.confusion_map import draw_confusion
 from pomona.curves import CHINESE, ENGLISH, draw_learning_curves, draw_lr_curve
 from pomona.errors import BundleError, PhotoError
 from pomona.evaluation import mistakes
-from pomona.files import MANIFEST_NAME, storage_errors, write_atomic
+from pomona.files import MANIFEST_NAME, PARTIAL_FILE, storage_errors, write_atomic
 from pomona.findings import COLUMNS, list_rows
 from pomona.heat_map import HEAT_MAP, paint_map
 from pomona.learnt_bank import BANK_NAME, name_photo
@@ -42,7 +43,7 @@ from pomona.source import hide_folder
 from pomona.trust import Trust
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -341,6 +342,59 @@ def write_csv(rows: Iterable[Sequence[object]]) -> str:
         line.seek(0)
         line.truncate()
     return "".join(f"{one}\n" for one in lines)
+
+
+def carry_over(source: Path, target: Path, left_out: Collection[str]) -> None:
+    """Take everything in a run folder along to another but some files: as links where the disk has them.
+
+    Parameters
+    ----------
+    source, target : Path
+        Folders on one disk; links in the first stay links.
+    left_out : collection of str
+        Names that stay behind, right in `source`.
+
+    Raises
+    ------
+    OSError
+        If a file can neither be linked nor copied.
+    """
+    shutil.copytree(
+        source,
+        target,
+        symlinks=True,
+        dirs_exist_ok=True,
+        copy_function=link_file,
+        ignore=lambda folder, names: _list_behind(names, left_out) if Path(folder) == source else set(),
+    )
+
+
+def _list_behind(names: Iterable[str], left_out: Collection[str]) -> set[str]:
+    """What stays behind: also files that a killed process left half written."""
+    return {name for name in names if name in left_out or PARTIAL_FILE.fullmatch(name)}
+
+
+def link_file(old: str | Path, new: str | Path) -> None:
+    """A second name of a file, or a copy where the disk has no such thing; files of a run are replaced, never changed.
+
+    Raises
+    ------
+    OSError
+        If neither can be had.
+    """
+    try:
+        os.link(old, new)
+    except OSError:
+        shutil.copy2(old, new)
+
+
+def list_changes(folder: Path, rows: Iterable[Sequence[object]]) -> str:
+    """Content of changes.csv with rows more: time, what was done, to which class, with how many photos."""
+    path = folder / CHANGES_NAME
+    known: list[Sequence[object]] = (
+        list(csv.reader(io.StringIO(path.read_text(encoding="utf-8")))) if path.exists() else []
+    )
+    return write_csv([*(known or [("time", "action", "class", "n_photos")]), *rows])
 
 
 def _list_predictions(run: Run) -> str:

@@ -8,14 +8,10 @@ neither the weights of the network nor the other photos are needed, and what `po
 
 from __future__ import annotations
 
-import csv
 import difflib
-import io
-import os
-import shutil
+from collections import Counter
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -34,7 +30,7 @@ from pomona.bundle import (
 from pomona.class_names import match_class_names
 from pomona.class_tree import ClassTree, show_text, split_label
 from pomona.clock import Clock
-from pomona.dataset import Skipped, find_photos
+from pomona.dataset import Skipped, find_photos, name_some
 from pomona.engine import is_finite
 from pomona.errors import (
     BundleError,
@@ -44,20 +40,22 @@ from pomona.errors import (
     OptionError,
     PhotoError,
 )
-from pomona.files import MANIFEST_NAME, PARTIAL_FILE, hash_bytes, new_folder, storage_errors, write_atomic
+from pomona.files import MANIFEST_NAME, hash_bytes, new_folder, storage_errors, write_atomic
 from pomona.learnt import Learnt, is_too_many, load_learnt, save_learnt
 from pomona.learnt_bank import BANK_NAME, LearntBank, save_bank
 from pomona.model_file import MODEL_NAME, replace_head
 from pomona.photo import read_photo_bytes, read_unchanged
 from pomona.ridge import MAX_BYTES
-from pomona.run_folder import CHANGES_NAME, write_csv
+from pomona.run_folder import CHANGES_NAME, carry_over, list_changes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
     from pomona.bundle import ClassEntry, Manifest
+    from pomona.class_tree import ClassPath
     from pomona.clock import Progress, Stage
     from pomona.ridge import Ridge
 
@@ -188,7 +186,8 @@ def add_class(
         learnt = load_learnt(bundle)
         tree = bundle.tree if found is not None else ClassTree.from_paths([*bundle.tree.paths, path])
     number = len(bundle.tree) if found is None else found
-    label = tree.names[tree.paths.index(path) if found is None else found]
+    number_in_tree = tree.paths.index(path) if found is None else found
+    label = tree.names[number_in_tree]
     with steps.step("read"):
         new, n_known, skipped = _sort_photos(find_photos(photos), learnt, number, bundle.tree, label)
     with steps.step("features", len(new)):
@@ -199,15 +198,14 @@ def add_class(
         raise DataError(f"{label}: wanted photos to learn from, got none of {len(skipped)} that can be used{first}")
     if new:
         with steps.step("fit"):
-            hashes = np.append(learnt.photos, [sha256 for _, sha256 in new])
-            learnt = learnt.change(lambda ridge: _add(ridge, vectors, number, bundle.tree, tree), hashes)
+            names = tuple(photo.name for photo, _ in new)
+            lesson = Lesson(
+                (tree.paths[number_in_tree],) * len(new), tuple(sha256 for _, sha256 in new), names, vectors
+            )
+            change = plan_lesson(bundle, learnt, lesson)
         with steps.step("save"):
-            bank = bundle.bank
-            if bank is not None:
-                own = tree.paths.index(path) if found is None else found
-                names = tuple(show_text(photo.name) for photo, _ in new)
-                bank = bank.renumber(bundle.tree, tree).add(vectors, own, names)
-            bundle, renamed = _replace_bundle(bundle, tree, learnt, bank, ("add", label, len(new)))
+            bundle, renamed = write_change(bundle, change)
+            learnt = change.learnt
     notes = renamed if new else (f"nothing was changed: what can be used of these photos was learnt as {label} before",)
     return TeachResult(
         bundle, "add", label, found is None, len(new), n_known, len(learnt.photos), skipped, notes, tuple(steps.stages)
@@ -254,16 +252,11 @@ def remove_class(run: str | Path, name: str, *, on_progress: Progress | None = N
             )
         learnt = load_learnt(bundle)
     with steps.step("fit"):
-        paths = [path for c, path in enumerate(bundle.tree.paths) if c != number]
-        tree = ClassTree.from_paths(paths)
-        kept = learnt.photos[learnt.ridge.labels != number]
-        n_forgotten = len(learnt.photos) - len(kept)
-        order = np.array([tree.paths.index(path) for path in paths])
-        learnt = learnt.change(lambda ridge: ridge.remove_class(number).renumber(order), kept)
+        change = _plan_removal(bundle, learnt, number)
     with steps.step("save"):
-        bank = None if bundle.bank is None else bundle.bank.remove(number).renumber(bundle.tree, tree)
-        bundle, renamed = _replace_bundle(bundle, tree, learnt, bank, ("remove", label, n_forgotten))
-    return TeachResult(bundle, "remove", label, False, n_forgotten, 0, len(kept), (), renamed, tuple(steps.stages))
+        bundle, renamed = write_change(bundle, change)
+    n_kept, n_forgotten = len(change.learnt.photos), change.counts[label]
+    return TeachResult(bundle, "remove", label, False, n_forgotten, 0, n_kept, (), renamed, tuple(steps.stages))
 
 
 def _find_class(tree: ClassTree, name: str) -> int:
@@ -327,33 +320,152 @@ def _extract_vectors(
     return np.array(vectors, np.float32), usable, tuple(skipped)
 
 
-def _add(ridge: Ridge, vectors: NDArray[np.float32], number: int, old: ClassTree, tree: ClassTree) -> Ridge:
-    """Learn photos of one class, and bring the classes into the order of the new tree."""
-    n_photos = len(ridge.labels) + len(vectors)
-    if is_too_many(n_photos, vectors.shape[1]):
+# --- what a bundle becomes ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Lesson:
+    """Photos to be learnt together, of known classes and new ones.
+
+    Parameters
+    ----------
+    paths : tuple of tuple of str, (K,)
+        Path of the class of each photo.
+    hashes : tuple of str, (K,)
+        Of their content, all different and none learnt before.
+    names : tuple of str, (K,)
+        What the bundle calls them.
+    vectors : ndarray of shape (K, D), float32
+        Their features, by the bundle's own graph.
+    """
+
+    paths: tuple[ClassPath, ...]
+    hashes: tuple[str, ...]
+    names: tuple[str, ...]
+    vectors: NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class Change:
+    """What a bundle becomes; nothing of it is written yet.
+
+    Parameters
+    ----------
+    action : {"add", "remove"}
+        What is done.
+    tree : ClassTree
+        The classes then.
+    learnt : Learnt
+        What it has learnt from then.
+    bank : LearntBank or None
+        The same in few numbers.
+    counts : dict of str to int
+        Photos learnt or forgotten, by the name of their class.
+    """
+
+    action: Literal["add", "remove"]
+    tree: ClassTree
+    learnt: Learnt
+    bank: LearntBank | None
+    counts: dict[str, int]
+
+    def describe(self) -> str:
+        """What is done, in a few words."""
+        names = name_some(list(self.counts), 3)
+        n_photos = sum(self.counts.values())
+        if self.action == "remove":
+            return f"forgot {names}"
+        return f"taught {n_photos:,} photo{'' if n_photos == 1 else 's'} of {names}"
+
+
+def plan_lesson(bundle: Bundle, learnt: Learnt, lesson: Lesson) -> Change:
+    """Fit the head to further photos, of several classes at once, without writing anything.
+
+    Parameters
+    ----------
+    bundle : Bundle
+        The recogniser.
+    learnt : Learnt
+        What it has learnt from.
+    lesson : Lesson
+        The photos, one or more.
+
+    Returns
+    -------
+    Change
+        For `write_change`; what it was given stays as it was.
+
+    Raises
+    ------
+    FitError
+        If there are too many photos to learn on, or these are too far from the others.
+    BundleError
+        If what it learnt from is damaged.
+    """
+    n_photos = len(learnt.photos) + len(lesson.hashes)
+    if is_too_many(n_photos, lesson.vectors.shape[1]):
         raise FitError(
             f"wanted photos that can be learnt on in {MAX_BYTES / 1e9:g} GB, got {n_photos:,} in all; "
             "train again with these photos too"
         )
-    ridge = ridge.add(vectors, np.full(len(vectors), number), len(tree))
-    if len(tree) == len(old):
-        return ridge
-    (path,) = set(tree.paths) - set(old.paths)
-    return ridge.renumber(np.array([tree.paths.index(one) for one in (*old.paths, path)]))
+    old = bundle.tree
+    fresh = [path for path in dict.fromkeys(lesson.paths) if path not in old.paths]
+    tree = ClassTree.from_paths([*old.paths, *fresh]) if fresh else old
+    order = [*old.paths, *fresh]  # new classes follow the known ones while they are learnt
+    labels = np.array([order.index(path) for path in lesson.paths], np.intp)
+    places = np.array([tree.paths.index(path) for path in order], np.intp)
+
+    def learn(ridge: Ridge) -> Ridge:
+        grown = ridge.add(lesson.vectors, labels, len(tree))
+        return grown.renumber(places) if fresh else grown
+
+    bank = bundle.bank
+    if bank is not None:
+        names = tuple(show_text(name) for name in lesson.names)
+        bank = bank.renumber(old, tree).add(lesson.vectors, places[labels], names)
+    counts = Counter(tree.names[number] for number in places[labels])
+    return Change("add", tree, learnt.change(learn, np.append(learnt.photos, lesson.hashes)), bank, dict(counts))
+
+
+def _plan_removal(bundle: Bundle, learnt: Learnt, number: int) -> Change:
+    """Forget a class and its photos, without writing anything."""
+    paths = [path for c, path in enumerate(bundle.tree.paths) if c != number]
+    tree = ClassTree.from_paths(paths)
+    kept = learnt.photos[learnt.ridge.labels != number]
+    order = np.array([tree.paths.index(path) for path in paths])
+    bank = None if bundle.bank is None else bundle.bank.remove(number).renumber(bundle.tree, tree)
+    counts = {bundle.tree.names[number]: len(learnt.photos) - len(kept)}
+    left = learnt.change(lambda ridge: ridge.remove_class(number).renumber(order), kept)
+    return Change("remove", tree, left, bank, counts)
 
 
 # --- the new bundle -------------------------------------------------------------------------------------------------
 
 
-def _replace_bundle(
-    bundle: Bundle,
-    tree: ClassTree,
-    learnt: Learnt,
-    bank: LearntBank | None,
-    change: tuple[Literal["add", "remove"], str, int],
-) -> tuple[Bundle, tuple[str, ...]]:
-    """Write the run folder anew with another head, and what was learnt; in place whole, or not at all."""
+def write_change(bundle: Bundle, change: Change) -> tuple[Bundle, tuple[str, ...]]:
+    """Write the run folder anew with another head, and what was learnt; in place whole, or not at all.
+
+    Parameters
+    ----------
+    bundle : Bundle
+        The recogniser that the change was planned for.
+    change : Change
+        What it becomes.
+
+    Returns
+    -------
+    Bundle, tuple of str
+        The recogniser as it is now, and what to know of its names.
+
+    Raises
+    ------
+    BundleError
+        If the run folder was changed by somebody else since it was opened.
+    StorageError
+        If a file cannot be written; the recogniser is then as it was.
+    """
     now = datetime.now(UTC).isoformat(timespec="seconds")
+    tree, learnt, bank = change.tree, change.learnt, change.bank
     head = learnt.ridge.to_head()
     with storage_errors(f"read {bundle.folder / MODEL_NAME}"):
         model = (bundle.folder / MODEL_NAME).read_bytes()
@@ -367,11 +479,11 @@ def _replace_bundle(
     }
     if bank is not None:
         contents[BANK_NAME] = save_bank(bank)
-    manifest = _renew_manifest(bundle.manifest, tree, now, len(learnt.photos), contents)
+    manifest = _renew_manifest(bundle.manifest, change, now, contents)
     with new_folder(bundle.folder) as folder:
         with storage_errors(f"copy {bundle.folder}"):
-            _carry_over(bundle.folder.resolve(), folder, {*contents, MANIFEST_NAME, CHANGES_NAME})
-            changes = _list_changes(bundle.folder / CHANGES_NAME, (now, *change))
+            carry_over(bundle.folder.resolve(), folder, {*contents, MANIFEST_NAME, CHANGES_NAME})
+            changes = list_changes(bundle.folder, [(now, change.action, *one) for one in change.counts.items()])
         for name, content in contents.items():
             write_atomic(folder / name, content)
         write_atomic(folder / CHANGES_NAME, changes)
@@ -385,19 +497,21 @@ def _replace_bundle(
     return Bundle(bundle.folder, manifest, bundle.n_workers), renamed
 
 
-def _renew_manifest(
-    manifest: Manifest, tree: ClassTree, now: str, n_learnt: int, contents: Mapping[str, bytes]
-) -> Manifest:
+def _renew_manifest(manifest: Manifest, change: Change, now: str, contents: Mapping[str, bytes]) -> Manifest:
     from pomona import __version__
 
     n_taught = manifest.provenance.get("n_taught")
-    counts = {"n_taught": (n_taught if isinstance(n_taught, int) else 0) + 1, "n_learnt": n_learnt}
+    counts = {
+        "n_taught": (n_taught if isinstance(n_taught, int) else 0) + 1,
+        "n_learnt": len(change.learnt.photos),
+        "change": change.describe(),
+    }
     return manifest.model_copy(
         update={
             "format": BUNDLE_FORMAT,
             "pomona_version": __version__,
             "created": now,
-            "classes": _carry_names(manifest, tree),
+            "classes": _carry_names(manifest, change.tree),
             "provenance": {**manifest.provenance, **counts},
             "files": {**manifest.files, **{name: hash_bytes(content) for name, content in contents.items()}},
         }
@@ -409,34 +523,3 @@ def _carry_names(manifest: Manifest, tree: ClassTree) -> tuple[ClassEntry, ...]:
     known = {entry.path: entry for entry in manifest.classes}
     fresh = list_classes(tree, match_class_names(None, tree).names)
     return tuple(known[one.path].model_copy(update={"name": one.name}) if one.path in known else one for one in fresh)
-
-
-def _carry_over(source: Path, target: Path, left_out: set[str]) -> None:
-    """Take everything else in the folder along, whoever put it there: as links where the disk has them."""
-
-    def link(old: str, new: str) -> None:
-        try:
-            os.link(old, new)
-        except OSError:
-            shutil.copy2(old, new)
-
-    shutil.copytree(
-        source,
-        target,
-        symlinks=True,
-        dirs_exist_ok=True,
-        copy_function=link,
-        ignore=lambda folder, names: (left_out | _find_partial(names)) if Path(folder) == source else set(),
-    )
-
-
-def _find_partial(names: Iterable[str]) -> set[str]:
-    """Files that a killed process left half written."""
-    return {name for name in names if PARTIAL_FILE.fullmatch(name)}
-
-
-def _list_changes(path: Path, row: Sequence[object]) -> str:
-    rows: list[Sequence[object]] = (
-        list(csv.reader(io.StringIO(path.read_text(encoding="utf-8")))) if path.exists() else []
-    )
-    return write_csv([*(rows or [("time", "action", "class", "n_photos")]), row])

@@ -12,7 +12,7 @@ import json
 import mimetypes
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -36,12 +36,15 @@ if TYPE_CHECKING:
     from pomona.service.measures import Measures
     from pomona.service.options import ServeOptions
 
+_Result = TypeVar("_Result")
+
 PAGE_FOLDER = Path(__file__).parents[1] / "web" / "page"
 _DOCS_STYLE = Path(__file__).parents[1] / "web" / "docs.css"
 _JSON = "application/json"
 _MINIMAL_PAGE = (
-    '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Pomona</title></head>'
-    '<body><h1>Pomona</h1><p>The service runs. <a href="/docs">What it offers</a>.</p></body></html>'
+    '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Pomona</title>'
+    '<link rel="icon" href="data:,"></head><body>'
+    '<h1>Pomona</h1><p>The service runs. <a href="/docs">What it offers</a>.</p></body></html>'
 )
 _ERROR = {
     "type": "object",
@@ -62,7 +65,7 @@ _FAULTS = {
     413: "It is too large, or has too many photos.",
     415: "It comes in a way that photos do not come in.",
     422: "An option cannot be used.",
-    429: "Too many photos wait; `Retry-After` says when to come again.",
+    429: "Too many photos wait; Retry-After says when to come again.",
     503: "The service is starting.",
 }
 
@@ -100,7 +103,7 @@ def build_app(options: ServeOptions, live: LiveBundle, measures: Measures) -> Gu
     if options.teach:
         _add_teaching(app, options, live)
     show = bool(os.environ.get("POMONA_TRACEBACK"))
-    return Guard(app, options, measures, show_traceback=show)
+    return Guard(app, options, measures, live.lanes, show_traceback=show)
 
 
 def describe_faults(*statuses: int, is_kserve: bool = False) -> dict[int | str, dict[str, Any]]:
@@ -144,18 +147,19 @@ class _Refusal(Response):
         await refuse(self.error, scope, receive, send)
 
 
-async def while_connected(request: Request, work: Coroutine[Any, Any, Any]) -> Any:
+async def while_connected(request: Request, work: Coroutine[Any, Any, _Result]) -> _Result:
     """Do something for a client for as long as it is there; what is left is dropped when it hangs up."""
-    task = asyncio.ensure_future(work)
+    task = asyncio.current_task()
 
     async def watch() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
-        task.cancel()
+        if task is not None:
+            task.cancel()
 
     watching = asyncio.ensure_future(watch())
     try:
-        return await task
+        return await work
     finally:
         watching.cancel()
 

@@ -13,6 +13,7 @@ import contextlib
 import functools
 import io
 import json
+import mmap
 import os
 import signal
 import struct
@@ -34,7 +35,8 @@ REPLY = struct.Struct("<QcI")
 """Number of the request, what is given, length of what follows."""
 
 SQUARE, THUMBNAIL = b"S", b"T"
-PIXELS, FAULT, FAILURE = b"P", b"F", b"X"
+PIXELS, SHARED, FAULT, FAILURE = b"P", b"M", b"F", b"X"
+SHARED_BYTES = 4 * 2**20
 THUMBNAIL_PX = 160
 
 _AFTER_LIMIT_S = 2.0
@@ -42,13 +44,15 @@ _AFTER_LIMIT_S = 2.0
 
 def main() -> None:
     """Answer requests until there are no more."""
-    memory_bytes, photo_s = int(sys.argv[1]), float(sys.argv[2])
+    memory_bytes, photo_s, shared_fd = int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
     # What a decoder prints belongs to nobody; the replies keep the real stdout for themselves.
     replies = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     limit_memory(memory_bytes)
+    # A square is handed over in memory that both processes see: through a pipe it cost as much as all of HTTP.
+    shared = mmap.mmap(shared_fd, SHARED_BYTES) if shared_fd >= 0 else None
     with contextlib.suppress(BrokenPipeError):  # the service is gone
-        _answer_all(sys.stdin.buffer, replies, photo_s + _AFTER_LIMIT_S)
+        _answer_all(sys.stdin.buffer, replies, shared, photo_s + _AFTER_LIMIT_S)
 
 
 def limit_memory(n_bytes: int) -> None:
@@ -63,7 +67,7 @@ def limit_memory(n_bytes: int) -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a photo has no business on the disk
 
 
-def _answer_all(asked: BinaryIO, replies: BinaryIO, limit_s: float) -> None:
+def _answer_all(asked: BinaryIO, replies: BinaryIO, shared: mmap.mmap | None, limit_s: float) -> None:
     _send(replies, 0, PIXELS, b"")  # ready
     while len(head := asked.read(ASK.size)) == ASK.size:
         number, wanted, n_settings, n_photo = ASK.unpack(head)
@@ -74,17 +78,20 @@ def _answer_all(asked: BinaryIO, replies: BinaryIO, limit_s: float) -> None:
         kind, content = answer(wanted, settings, photo)
         if hasattr(signal, "setitimer"):
             signal.setitimer(signal.ITIMER_REAL, 0)
+        if wanted == SQUARE and kind == PIXELS and shared is not None and len(content) <= SHARED_BYTES:
+            shared[: len(content)] = content
+            kind, content = SHARED, b""
         _send(replies, number, kind, content)
 
 
-def _send(replies: BinaryIO, number: int, kind: bytes, content: bytes) -> None:
+def _send(replies: BinaryIO, number: int, kind: bytes, content: bytes | memoryview) -> None:
     replies.write(REPLY.pack(number, kind, len(content)))
     left = memoryview(content)
     while left:
         left = left[replies.write(left) :]
 
 
-def answer(wanted: bytes, settings: bytes, photo: bytes) -> tuple[bytes, bytes]:
+def answer(wanted: bytes, settings: bytes, photo: bytes) -> tuple[bytes, bytes | memoryview]:
     """Do what is wanted with a photo.
 
     Parameters
@@ -107,7 +114,8 @@ def answer(wanted: bytes, settings: bytes, photo: bytes) -> tuple[bytes, bytes]:
         if wanted == THUMBNAIL:
             pixels = decode_photo(photo, max_pixels=max_pixels, max_scans=max_scans, at_least_px=2 * THUMBNAIL_PX)
             return PIXELS, _draw_thumbnail(pixels)
-        return PIXELS, preprocessing.read(photo, max_pixels=max_pixels, max_scans=max_scans).tobytes()
+        square = preprocessing.read(photo, max_pixels=max_pixels, max_scans=max_scans)
+        return PIXELS, square.ravel().data.cast("B")
     except PhotoError as error:
         fault = "too_much_memory" if isinstance(error.__cause__, MemoryError) else error.fault
         return FAULT, json.dumps([fault, str(error)]).encode()

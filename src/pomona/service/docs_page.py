@@ -35,7 +35,7 @@ def write_docs_page(document: dict[str, Any]) -> str:
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(info['title'])}</title>"
-        '<link rel="stylesheet" href="/docs.css"></head><body><main>'
+        '<link rel="icon" href="data:,"><link rel="stylesheet" href="/docs.css"></head><body><main>'
         f"<h1>{escape(info['title'])} <small>{escape(info['version'])}</small></h1>"
         f"<p>{escape(info.get('description', ''))}</p>"
         '<p>For programs: <a href="/openapi.json">openapi.json</a>. For people: <a href="/">the page</a>.</p>'
@@ -58,7 +58,10 @@ def _write_operation(method: str, path: str, operation: dict[str, Any]) -> str:
         f"<table>{''.join(rows)}</table>" if rows else "",
         f"<p>Takes {', '.join(f'<code>{escape(kind)}</code>' for kind in kinds)}.</p>" if kinds else "",
         "<ul>",
-        *(f"<li><b>{escape(code)}</b> {escape(one.get('description', ''))}</li>" for code, one in replies.items()),
+        *(
+            f"<li><b>{escape(code)}</b> {escape(one.get('description', ''))}</li>"
+            for code, one in sorted(replies.items())
+        ),
         "</ul></section>",
     ]
     return "".join(parts)

@@ -280,12 +280,12 @@ class Lanes:
         said: Said | None = None
         try:
             said = ticket.work(number, lane)
+            if self.on_photo:
+                self.on_photo(lane.seconds, said)
         # A lane must outlive whatever a photo or a bundle brings about: the request gets a 500, the next one an answer.
         except Exception as found:  # noqa: BLE001
             error = found
         took_s = time.perf_counter() - started_s
-        if said is not None and self.on_photo:
-            self.on_photo(lane.seconds, said)
         with self._turn:
             self._photo_s += (took_s - self._photo_s) * (_REMEMBERED if self._photo_s else 1.0)
             ticket.said[number] = said

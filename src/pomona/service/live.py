@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pomona.bundle import load_bundle, say_fault
-from pomona.errors import BundleDamagedError, BundleError, PhotoError, ServiceError
+from pomona.errors import BundleDamagedError, BundleError, PhotoError, PomonaError, ServiceError
 from pomona.explaining import load_neighbours
 from pomona.files import hash_file
 from pomona.heat_map import HEAT_MAP
@@ -127,6 +127,8 @@ class OpenBundle:
             if isinstance(photo, bytes):
                 with lane.clock("decode"):
                     photo = lane.worker.read(preprocessing, photo)
+                    if wish.explain:  # the process draws thumbnails before the square was looked at for the last time
+                        photo = photo.copy()
         except PhotoError as error:
             return Said(Prediction(name, error=say_fault(name, error)), error.fault)
         whole = self.open_whole() if wish.explain else None
@@ -196,6 +198,7 @@ class LiveBundle:
     def __init__(self, bundle: Bundle, lanes: Lanes, *, version: int = 1) -> None:
         self.lanes = lanes
         self._now = OpenBundle(bundle, version)
+        self._name = bundle.folder.resolve().name or "pomona"
         self._swapping = threading.RLock()
         self.is_ready = False
 
@@ -212,7 +215,7 @@ class LiveBundle:
     @property
     def name(self) -> str:
         """What the model is called: the name of its run folder."""
-        return self.bundle.folder.resolve().name or "pomona"
+        return self._name
 
     @property
     def can_explain(self) -> bool:
@@ -259,6 +262,15 @@ class LiveBundle:
             self._warm(opened)
             self._now = opened
 
+    @property
+    def swapping(self) -> threading.RLock:
+        """What is held while another bundle takes over; who holds it longer has the run folder to itself."""
+        return self._swapping
+
+    def renumber(self, version: int) -> None:
+        """Call the bundle that answers another version."""
+        self._now.version = version
+
     def follow(self) -> bool:
         """Take over what stands in the run folder by now; False where that is what answers already.
 
@@ -280,7 +292,9 @@ class LiveBundle:
         if not done.wait(60):
             raise ServiceError("the first photo was not computed in a minute")
         if ticket.error is not None:
-            raise ticket.error
+            if isinstance(ticket.error, PomonaError):
+                raise ticket.error
+            raise ServiceError(f"the first photo could not be computed: {ticket.error}") from ticket.error
         (said,) = require_all(ticket.said)
         if said.fault is not None:
             raise ServiceError(f"the first photo could not be computed: {said.prediction.error}")

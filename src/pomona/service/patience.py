@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from asyncio import TimerHandle
 
 MAX_HEADER_BYTES = 32_768
-MAX_CONNECTIONS = 1000
+MAX_CONNECTIONS = 800  # a process may have 1,024 files open on many systems
 
 
 class PatientProtocol(HttpToolsProtocol):

@@ -194,13 +194,14 @@ class _Opening(threading.Thread):
     def __init__(self, live: LiveBundle) -> None:
         super().__init__(name="pomona-open", daemon=True)
         self.live = live
-        self.error: PomonaError | None = None
+        self.error: Exception | None = None
 
     def run(self) -> None:
         try:
             self.live.lanes.start()
             self.live.open()
-        except PomonaError as error:
+        # Raised again in the main thread: a service whose opening ended without a word would be starting for ever.
+        except Exception as error:  # noqa: BLE001
             self.error = error
 
 
