@@ -46,7 +46,7 @@ HANG_S = 10
 MAX_DATA_BYTES = 464_000_000
 """Memory of the process, as a decode process of the service has it: with its libraries it is 512 MB."""
 
-MAX_FILE_BYTES = 2**20
+MAX_FILE_BYTES, MAX_ROW_BYTES = 2**20, 2**24
 EXTREMES = (0, 1, 2, 3, 7, 8, 0x7F, 0x80, 0xFF, 0x100, 2000, 7000, 0x7FFF, 0x8000, 60000, 0xFFFF)
 EXTREMES += (10**6, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
 
@@ -389,12 +389,16 @@ def change_rows(data: bytes, draw: random.Random) -> bytes:
     parts = _png_parts(data)
     body = b"".join(data[a + 8 : b - 4] for a, b in parts if data[a + 4 : a + 8] == b"IDAT")
     try:
-        rows = bytearray(zlib.decompress(body))
+        rows = bytearray(zlib.decompressobj().decompress(body, MAX_ROW_BYTES))
     except zlib.error:
+        return data
+    if not rows:
         return data
     for _ in range(draw.choice((0, 1, 10))):
         rows[draw.randrange(len(rows))] = draw.randrange(256)
-    rows = rows[: draw.choice((len(rows), draw.randrange(len(rows)) + 1))] * draw.choice((1, 1, 1, 2, 100))
+    rows = (rows[: draw.choice((len(rows), draw.randrange(len(rows)) + 1))] * draw.choice((1, 1, 1, 2, 100)))[
+        :MAX_ROW_BYTES
+    ]
     head = bytearray(data[16:29])
     if draw.random() < 0.6:
         at = draw.choice((0, 4, 8, 9, 10, 11, 12))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -9,9 +10,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+import numpy as np
 import pytest
+from PIL import Image, ImageCms
 
-from pomona.errors import PhotoFault
+from pomona import photo
+from pomona.errors import PhotoError, PhotoFault
+from pomona.photo import decode_photo
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -71,3 +76,37 @@ def test_bombs_do_no_harm(tmp_path: Path) -> None:
     require_harmless(rows)
     outcomes = {row["seed"]: row["outcome"] for row in rows}
     assert {name: outcomes[name] for name in REFUSED} == REFUSED
+
+
+@pytest.mark.parametrize(
+    "options", [{"quality": 50}, {"lossless": True}, {"quality": 50, "exif": b"Exif\0\0"}], ids=str
+)
+def test_a_large_webp_is_refused_before_room_is_taken_for_it(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = io.BytesIO()
+    Image.new("RGB", (300, 200), (9, 90, 30)).save(stream, "WEBP", **options)
+    assert decode_photo(stream.getvalue(), max_pixels=60_000).shape == (200, 300, 3)
+    monkeypatch.setattr(photo, "_open_image", lambda *_: pytest.fail("it was opened"))
+    with pytest.raises(PhotoError, match="300 x 200 = 60,000") as caught:
+        decode_photo(stream.getvalue(), max_pixels=59_999)
+    assert caught.value.fault == "too_many_pixels"
+
+
+def test_a_float_photo_takes_little_more_than_its_pixels(tmp_path: Path) -> None:
+    values = np.zeros((3000, 3000), np.float32)
+    values[0, 0] = 1
+    path = tmp_path / "float.tiff"
+    Image.fromarray(values).save(path, "TIFF", compression="tiff_adobe_deflate")
+    (row,) = decode(tmp_path / "rows.jsonl", "files", 0, path)
+    assert row["outcome"] == "decoded"
+    assert row["peak_mb"] < 250  # 9 million pixels: 36 MB of floats and 27 MB of RGB; all at once it was 500 MB
+
+
+def test_profiles_that_are_too_large_are_not_kept() -> None:
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    stream = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(stream, "JPEG", icc_profile=profile + bytes(photo.MAX_PROFILE_BYTES))
+    photo._srgb_transform.cache_clear()
+    assert decode_photo(stream.getvalue()).shape == (8, 8, 3)
+    assert photo._srgb_transform.cache_info().currsize == 0

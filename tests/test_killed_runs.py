@@ -14,6 +14,12 @@ KILL = Path(__file__).parent / "killed_runs.py"
 N_POINTS = 6
 
 
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder that the commands share: photos and the run to begin with are made once."""
+    return tmp_path_factory.mktemp("killed")
+
+
 @pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="forks with threads, and exchanges folders in one step"
 )
