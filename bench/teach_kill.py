@@ -11,6 +11,7 @@ acknowledged must be there with its file, and the inbox must agree with the bund
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import random
 import shutil
@@ -65,8 +66,9 @@ def teach(run: Path, photos: list[Path], kill_after_s: float | None) -> tuple[li
     process.stdin.write("go\n")
     process.stdin.flush()
     if kill_after_s is not None:
-        time.sleep(kill_after_s)
-        os.kill(process.pid, signal.SIGKILL)
+        with contextlib.suppress(subprocess.TimeoutExpired):  # done before, where the machine has less to do by now
+            process.wait(timeout=kill_after_s)
+        process.send_signal(signal.SIGKILL)
     output, _ = process.communicate(timeout=120)
     return output.splitlines(), time.perf_counter() - started_s
 
@@ -137,7 +139,7 @@ def main() -> None:
                 shutil.rmtree(path)
             return Path(shutil.copytree(work / "first", work / "run"))
 
-        whole_s = max(teach(copy_run(), photos, None)[1] for _ in range(3))
+        whole_s = sorted(teach(copy_run(), photos, None)[1] for _ in range(3))[1]
         states: Counter[str] = Counter()
         stages: Counter[str] = Counter()
         wrong = []
