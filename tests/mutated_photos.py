@@ -538,7 +538,7 @@ def make_bombs(mb: int) -> Iterator[tuple[str, bytes]]:
     for name in ("heic", "avif"):
         if name in seeds:
             large = _save(
-                Image.new("RGB", (450 * mb, 450 * mb), (90, 30, 20)),
+                Image.new("RGB", (80 * mb, 80 * mb), (90, 30, 20)),
                 "HEIF" if name == "heic" else "AVIF",
                 **({} if name == "heic" else {"speed": 10}),
             )

@@ -110,3 +110,26 @@ def test_profiles_that_are_too_large_are_not_kept() -> None:
     photo._srgb_transform.cache_clear()
     assert decode_photo(stream.getvalue()).shape == (8, 8, 3)
     assert photo._srgb_transform.cache_info().currsize == 0
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "png"])
+def test_a_photo_that_memory_is_too_small_for_is_no_damaged_one(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "large.photo"
+    options = {"progressive": True, "subsampling": 0} if kind == "jpeg" else {}
+    Image.new("RGB", (5000, 4000), (90, 30, 20)).save(path, kind, **options)
+    code = (
+        "import resource, sys, pathlib; from pomona.errors import PhotoError; from pomona.photo import decode_photo\n"
+        "data = pathlib.Path(sys.argv[1]).read_bytes()\n"
+        "resource.setrlimit(resource.RLIMIT_DATA, (100_000_000,) * 2)\n"
+        "try: decode_photo(data)\n"
+        "except PhotoError as error: print(error.fault)"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
+    command = [sys.executable, "-c", code, str(path)]
+    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "too_many_pixels"
+
+
+@pytest.mark.parametrize("words", ["Pixel allocation failed: Out of memory", "Memory allocation error: Security limit"])
+def test_decoders_say_in_words_that_memory_is_too_small(words: str) -> None:
+    assert photo._fault_of(RuntimeError(words), b"", "avif") == "too_many_pixels"

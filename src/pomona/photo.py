@@ -95,6 +95,7 @@ _GPS_PLACES = {2, 4}  # latitude and longitude in the directory that it leads to
 _TRUNCATED = re.compile(
     r"truncat|premature|end of file|unexpected end|not enough|no more images|could not read|a buffer of", re.I
 )
+_NO_ROOM = re.compile(r"(out of|insufficient|not enough) memory|memory allocation", re.I)
 _UNSUPPORTED = re.compile(r"cannot handle|unsupported|not (yet )?supported|unknown (pixel mode|compression)", re.I)
 _JPEG_SEGMENT = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])(..)", re.S)
 """Marker and length; fill bytes and the markers without a length are passed over."""
@@ -438,7 +439,7 @@ def _photo_faults(data: bytes, photo_format: PhotoFormat) -> Iterator[None]:
 
 def _fault_of(error: Exception, data: bytes, photo_format: PhotoFormat) -> PhotoFault:
     reason = str(error)
-    if isinstance(error, MemoryError) or type(error).__name__ == "DecompressionBombError":
+    if isinstance(error, MemoryError) or type(error).__name__ == "DecompressionBombError" or _NO_ROOM.search(reason):
         return "too_many_pixels"
     if isinstance(error, ImportError):
         return "unsupported"
