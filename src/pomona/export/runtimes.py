@@ -61,7 +61,7 @@ class OnnxNetwork:
     """
 
     def __init__(self, content: bytes) -> None:
-        onnxruntime = _import_onnxruntime()
+        onnxruntime = import_onnxruntime()
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = count_cpus()
         settings.log_severity_level = 3
@@ -223,7 +223,7 @@ def open_onnx_runners(bundle: Bundle, path: Path) -> tuple[GraphRunner, ...]:
     """An ONNX file in ONNX Runtime and in OpenVINO."""
     with storage_errors(f"read {path}"):
         content = path.read_bytes()
-    version = metadata.version(_import_onnxruntime().__name__)
+    version = import_onnxruntime().__version__
     return (
         GraphRunner(
             f"ONNX Runtime {version}",
@@ -249,7 +249,14 @@ def open_openvino_runner(bundle: Bundle, path: Path, onnx: bytes) -> GraphRunner
     return GraphRunner(name, bundle.preprocessing, OpenvinoNetwork(path), probed, is_native=True)
 
 
-def _import_onnxruntime() -> Any:
+def import_onnxruntime() -> Any:
+    """Import ONNX Runtime without its telemetry; under whatever name its package was installed.
+
+    Raises
+    ------
+    MissingPackageError
+        If it is not installed.
+    """
     if importlib.util.find_spec("onnxruntime") is None:
         raise MissingPackageError("onnxruntime", "export", "to check that the export answers as the bundle does")
     import onnxruntime
