@@ -403,6 +403,25 @@ def test_photos_that_neither_can_read_are_counted(in_float: Bundle, golden: list
     assert (found.n_failed, found.n_real, found.paired is not None and found.paired.n) == (1, 2, 1)
 
 
+@pytest.mark.parametrize("number", [1, 2, 3, 4])
+def test_a_bundle_of_any_format_is_exported(number: int) -> None:
+    bundle = load_bundle(Path(__file__).parent / "golden" / f"bundle-v{number}")
+    content, some = build_onnx(bundle), make_golden(bundle)
+    for in_openvino in (False, True):
+        runner = open_runner(bundle, content, in_openvino=in_openvino)
+        assert check_parity(bundle, runner, some, bounds=formats.choose_bounds(bundle, runner)).n_golden == len(some)
+
+
+def test_what_onnx_runtime_says_is_said_as_a_fault_of_the_export(in_float: Bundle) -> None:
+    def call_two_the_same(model: Any) -> None:
+        model.graph.node[1].output[0] = model.graph.node[0].output[0]
+
+    with pytest.raises(ExportError, match="ONNX Runtime does not take the graph"):
+        OnnxNetwork(change(build_onnx(in_float), call_two_the_same))
+    with pytest.raises(ExportError, match="ONNX Runtime cannot run the graph on"):
+        OnnxNetwork(build_onnx(in_float)).compute(np.zeros((1, 4, 4, 2), np.uint8))
+
+
 class Twisted(GraphRunner):
     """A runner whose outputs are changed on the way."""
 
@@ -721,6 +740,7 @@ def test_an_image_holds_what_it_needs_and_no_more(trained: TrainResult, tmp_path
     text = (tmp_path / "out" / "Dockerfile").read_text()
     assert re.search(r"^USER (?!0|root)", text, re.M)
     assert re.search(r"^HEALTHCHECK .*/health", text, re.M)
+    assert re.search(r"^COPY bundle .*^RUN chmod -R a\+rX bundle$.*^USER", text, re.M | re.S)  # a umask may be narrow
     assert not re.search("ENV.*TOKEN", text)
     copied = {path.name for path in (tmp_path / "out" / "bundle").iterdir()}
     assert copied == {*trained.bundle.manifest.files, MANIFEST_NAME}
@@ -782,7 +802,10 @@ def test_the_steps_of_an_image_make_a_service_that_answers(
         elif instruction == "CMD":
             command = json.loads(rest)
         else:
-            assert instruction in {"FROM", "USER", "EXPOSE"} or rest.startswith("useradd "), (instruction, rest)
+            assert instruction in {"FROM", "USER", "EXPOSE"} or rest.startswith(("useradd ", "chmod ")), (
+                instruction,
+                rest,
+            )
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -67,7 +67,7 @@ class OnnxNetwork:
         settings.log_severity_level = 3
         try:
             self._session = onnxruntime.InferenceSession(content, settings, providers=["CPUExecutionProvider"])
-        except RuntimeError as error:
+        except _list_faults() as error:
             raise ExportError(f"ONNX Runtime does not take the graph: {_shorten(error)}") from error
         self._names = [output.name for output in self._session.get_outputs()]
 
@@ -75,7 +75,7 @@ class OnnxNetwork:
         """Outputs by name."""
         try:
             return dict(zip(self._names, self._session.run(None, {PIXELS: pixels}), strict=True))
-        except RuntimeError as error:
+        except _list_faults() as error:
             raise ExportError(f"ONNX Runtime cannot run the graph on {pixels.shape}: {_shorten(error)}") from error
 
 
@@ -263,6 +263,21 @@ def import_onnxruntime() -> Any:
 
     onnxruntime.disable_telemetry_events()
     return onnxruntime
+
+
+def _list_faults() -> tuple[type[Exception], ...]:
+    """What ONNX Runtime raises: classes of its own, which have no parent of their own."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    return (
+        RuntimeError,
+        state.Fail,
+        state.InvalidArgument,
+        state.InvalidGraph,
+        state.InvalidProtobuf,
+        state.NotImplemented,
+        state.RuntimeException,
+    )
 
 
 def _shorten(error: Exception) -> str:
