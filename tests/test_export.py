@@ -35,6 +35,7 @@ from pomona.errors import (
     ExportError,
     MissingPackageError,
     OptionError,
+    PhotoError,
     StorageError,
 )
 from pomona.export import ExportOptions, export_bundle, formats
@@ -385,8 +386,6 @@ def test_what_costs_accuracy_is_refused(in_float: Bundle, golden: list[GoldenPho
 def test_a_photo_that_only_one_can_read_is_refused(in_float: Bundle, golden: list[GoldenPhoto]) -> None:
     class Blind(GraphRunner):
         def follow(self, photos: Any, *, shows_stages: bool) -> Any:
-            from pomona.errors import PhotoError
-
             for trace in super().follow(photos, shows_stages=shows_stages):
                 yield trace if shows_stages else PhotoError("corrupt", "not for me")
 
@@ -402,6 +401,121 @@ def test_photos_that_neither_can_read_are_counted(in_float: Bundle, golden: list
     real = [RealPhoto("a", b"no photo"), RealPhoto("b", golden[1].content, 0)]
     found = check_parity(in_float, open_runner(in_float, build_onnx(in_float)), golden[:2], real)
     assert (found.n_failed, found.n_real, found.paired is not None and found.paired.n) == (1, 2, 1)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4])
+def test_a_bundle_of_any_format_is_exported(number: int) -> None:
+    bundle = load_bundle(Path(__file__).parent / "golden" / f"bundle-v{number}")
+    content, some = build_onnx(bundle), make_golden(bundle)
+    for in_openvino in (False, True):
+        runner = open_runner(bundle, content, in_openvino=in_openvino)
+        assert check_parity(bundle, runner, some, bounds=formats.choose_bounds(bundle, runner)).n_golden == len(some)
+
+
+def test_what_onnx_runtime_says_is_said_as_a_fault_of_the_export(in_float: Bundle) -> None:
+    def call_two_the_same(model: Any) -> None:
+        model.graph.node[1].output[0] = model.graph.node[0].output[0]
+
+    with pytest.raises(ExportError, match="ONNX Runtime does not take the graph"):
+        OnnxNetwork(change(build_onnx(in_float), call_two_the_same))
+    with pytest.raises(ExportError, match="ONNX Runtime cannot run the graph on"):
+        OnnxNetwork(build_onnx(in_float)).compute(np.zeros((1, 4, 4, 2), np.uint8))
+
+
+class Twisted(GraphRunner):
+    """A runner whose outputs are changed on the way."""
+
+    def __init__(self, bundle: Bundle, twist: Callable[[dict[str, Any], bool], dict[str, Any]]) -> None:
+        content = build_onnx(bundle)
+        probed = Probed(Path(ONNX_NAME), content, in_openvino=False)
+        super().__init__("test", bundle.preprocessing, OnnxNetwork(content), probed, is_native=False)
+        self._twist = twist
+
+    def follow(self, photos: Any, *, shows_stages: bool) -> Any:
+        for trace in super().follow(photos, shows_stages=shows_stages):
+            assert not isinstance(trace, PhotoError)
+            yield replace(trace, outputs=self._twist(dict(trace.outputs), shows_stages))
+
+
+@pytest.mark.parametrize("name", ["probabilities", "unknown", "heat_map"])
+def test_what_is_no_number_is_refused_however_wide_the_bounds(
+    in_float: Bundle, golden: list[GoldenPhoto], name: str
+) -> None:
+    def break_real(outputs: dict[str, Any], is_golden: bool) -> dict[str, Any]:
+        return outputs if is_golden else outputs | {name: np.full_like(outputs[name], np.nan)}
+
+    def drop_real(outputs: dict[str, Any], is_golden: bool) -> dict[str, Any]:
+        return outputs if is_golden else {key: value for key, value in outputs.items() if key != name}
+
+    label = int(golden[0].outputs["probabilities"].argmax())
+    real = [RealPhoto("mine.jpg", golden[0].content, label), RealPhoto("yours.jpg", golden[2].content)]
+    assert check_parity(in_float, Twisted(in_float, lambda outputs, _: outputs), golden[:3], real, bounds=REQUANTISED)
+    for twist in (break_real, *([] if name == "probabilities" else [drop_real])):
+        with pytest.raises(ExportError, match=r"missing or no number on (mine|yours)\.jpg"):
+            check_parity(in_float, Twisted(in_float, twist), golden[:3], real, bounds=REQUANTISED)
+
+
+def test_features_that_are_no_numbers_are_the_networks_fault(in_float: Bundle, golden: list[GoldenPhoto]) -> None:
+    seen: list[object] = []
+
+    def break_second(outputs: dict[str, Any], _is_golden: bool) -> dict[str, Any]:
+        seen.append(outputs)
+        return outputs | {"features": np.full_like(outputs["features"], np.nan)} if len(seen) == 2 else outputs
+
+    with pytest.raises(ExportError, match="at the stage network"):
+        check_parity(in_float, Twisted(in_float, break_second), golden[:3], bounds=REQUANTISED)
+
+
+def test_a_handful_of_labels_does_not_stand_for_all(in_float: Bundle, golden: list[GoldenPhoto]) -> None:
+    def turn_real(outputs: dict[str, Any], is_golden: bool) -> dict[str, Any]:
+        return outputs if is_golden else outputs | {"probabilities": np.roll(outputs["probabilities"], 1)}
+
+    found = check_parity(in_float, Twisted(in_float, lambda outputs, _: outputs), golden, bounds=REQUANTISED)
+    assert found.n_decided > 3
+    surest = sorted(golden, key=lambda photo: -float(photo.outputs["probabilities"].max()))[:3]
+    real = [RealPhoto(photo.name, photo.content) for photo in surest]
+    real[0] = real[0]._replace(label=int(surest[0].outputs["probabilities"].argmax()))
+    with pytest.raises(ExportError, match=r"3 of \d+ labels outside the tie band"):
+        check_parity(in_float, Twisted(in_float, turn_real), golden[:3], real, bounds=REQUANTISED)
+
+
+def test_ties_alone_are_no_proof(in_float: Bundle, golden: list[GoldenPhoto]) -> None:
+    runner = Twisted(in_float, lambda outputs, _: outputs)
+    ties = []
+    for photo in golden[:3]:
+        ordered = np.sort(photo.outputs["probabilities"])
+        if ordered[-1] - ordered[-2] < 0.2:
+            ties.append(photo)
+    if not ties:  # the photo that the network is least sure of, made a tie by asking for more
+        least = min(golden, key=lambda photo: float(np.diff(np.sort(photo.outputs["probabilities"])[-2:])[0]))
+        ties = [least]
+    lead = max(float(np.diff(np.sort(photo.outputs["probabilities"])[-2:])[0]) for photo in ties)
+    if lead >= 0.2:
+        pytest.skip("this network is sure of every golden photo")
+    with pytest.raises(ExportError, match="nothing was compared; name 100 labelled"):
+        check_parity(in_float, runner, ties, bounds=REQUANTISED)
+
+
+def cut_short(photo: bytes) -> bytes:
+    """A photo whose header is whole and whose pixels are not."""
+    return photo[: len(photo) // 2]
+
+
+def test_photos_that_cannot_be_used_are_no_photos_to_try_it_on(
+    in_float: Bundle, golden: list[GoldenPhoto], tmp_path: Path
+) -> None:
+    (tmp_path / "photos" / "apple").mkdir(parents=True)
+    (tmp_path / "photos" / "apple" / "a.jpg").write_bytes(cut_short(golden[0].content))
+    options = ExportOptions(run=in_float.folder, format="openvino", output=tmp_path / "out", data=tmp_path / "photos")
+    with pytest.raises(DataError, match="none that can be used"):
+        export_bundle(options)
+    assert [path.name for path in tmp_path.iterdir()] == ["photos"]
+    moved = tmp_path / "moved"
+    shutil.copytree(in_float.folder, moved)
+    (moved / "args.yaml").write_text(f"data: {json.dumps(str(tmp_path / 'photos'))}\n")
+    (moved / "predictions.csv").write_text("file_name,label\napple/a.jpg,Apple\n")
+    result = export_bundle(replace(options, run=moved, data=None))
+    assert any("rendered photos alone" in note for note in result.notes)
 
 
 def test_nothing_is_written_where_the_gate_closes(
@@ -626,6 +740,7 @@ def test_an_image_holds_what_it_needs_and_no_more(trained: TrainResult, tmp_path
     text = (tmp_path / "out" / "Dockerfile").read_text()
     assert re.search(r"^USER (?!0|root)", text, re.M)
     assert re.search(r"^HEALTHCHECK .*/health", text, re.M)
+    assert re.search(r"^COPY bundle .*^RUN chmod -R a\+rX bundle$.*^USER", text, re.M | re.S)  # a umask may be narrow
     assert not re.search("ENV.*TOKEN", text)
     copied = {path.name for path in (tmp_path / "out" / "bundle").iterdir()}
     assert copied == {*trained.bundle.manifest.files, MANIFEST_NAME}
@@ -687,7 +802,10 @@ def test_the_steps_of_an_image_make_a_service_that_answers(
         elif instruction == "CMD":
             command = json.loads(rest)
         else:
-            assert instruction in {"FROM", "USER", "EXPOSE"} or rest.startswith("useradd "), (instruction, rest)
+            assert instruction in {"FROM", "USER", "EXPOSE"} or rest.startswith(("useradd ", "chmod ")), (
+                instruction,
+                rest,
+            )
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

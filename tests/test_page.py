@@ -9,9 +9,11 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -480,6 +482,66 @@ def test_it_goes_on_when_its_server_is_gone(browser: Any, exported: Path, photos
         page.locator("html[data-ready]").wait_for()
         page.locator("#files").set_input_files(str(photos[0]))
         expect(page.locator("#cards .bars")).to_be_visible()
+    finally:
+        context.close()
+
+
+DROP_CHOSEN = """() => {
+  const transfer = new DataTransfer();
+  for (const file of document.getElementById("chosen").files) transfer.items.add(file);
+  const how = { dataTransfer: transfer, bubbles: true, cancelable: true };
+  document.getElementById("give").dispatchEvent(new DragEvent("drop", how));
+}"""
+
+
+def test_a_photo_that_is_gone_when_its_turn_comes_fails_alone(shop: Shop, photos: list[Path], tmp_path: Path) -> None:
+    copies = [Path(shutil.copy(photo, tmp_path / f"{i}.jpg")) for i, photo in enumerate(photos[:3])]
+    shop.page.evaluate(
+        "document.body.append(Object.assign(document.createElement('input'), {type: 'file', id: 'chosen', "
+        "multiple: true}))"
+    )
+    shop.page.locator("#chosen").set_input_files([str(copy) for copy in copies])
+    copies[1].unlink()
+    shop.page.evaluate(DROP_CHOSEN)
+    shop.page.evaluate("document.getElementById('chosen').remove()")
+    expect(shop.page.locator("#cards > li")).to_have_count(3)
+    expect(shop.page.locator("#cards > li[aria-busy=true]")).to_have_count(0)
+    expect(shop.page.locator("#cards > li").nth(1)).to_contain_text("could not be read")
+    assert shop.page.locator("#cards .bars").count() == 2
+    gone = [text for text in shop.complaints if "ERR_FILE_NOT_FOUND" in text]
+    shop.complaints[:] = [
+        text for text in shop.complaints if text not in gone
+    ]  # its picture, which is not there either
+
+
+def test_a_newer_export_is_never_mixed_with_what_a_browser_kept(
+    browser: Any, exported: Path, photos: list[Path], tmp_path: Path
+) -> None:
+    """As over plain http in a shop, where a page keeps nothing itself and the browser guesses how long a file lasts."""
+    site = Path(shutil.copytree(exported, tmp_path / "site"))
+    long_ago_s = time.time() - 1000 * 86400
+    for path in site.rglob("*"):
+        os.utime(path, (long_ago_s, long_ago_s))  # so old that a browser expects it to stay as it is
+    context = browser.new_context(locale="en-GB", service_workers="block")
+    try:
+        with serve_folder(site) as address:
+            page = context.new_page()
+            page.set_default_timeout(WAIT_MS)
+            page.goto(f"{address}some%20where/fruit/")
+            page.locator("html[data-ready]").wait_for()
+            model = next(site.rglob("model.json"))
+            described = json.loads(model.read_text("utf-8"))
+            model.write_text(json.dumps(described | {"name": "the newer one"}), "utf-8")
+            page.goto("about:blank")
+            page.goto(f"{address}some%20where/fruit/")
+            expect(page.locator("#model-name")).to_have_text("the newer one")
+            classes = [*described["classes"], described["classes"][0] | {"label": "one more"}]
+            model.write_text(json.dumps(described | {"classes": classes}), "utf-8")
+            page.goto("about:blank")
+            page.goto(f"{address}some%20where/fruit/")
+            page.locator("html[data-ready]").wait_for()
+            page.locator("#files").set_input_files(str(photos[0]))
+            expect(page.locator("#notice")).to_contain_text("its files are of two exports")
     finally:
         context.close()
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from pomona.bundle import load_bundle
+from pomona.engine import count_cpus
 from pomona.errors import BundleDamagedError, DataError, OptionError
 from pomona.export.onnx_model import write_onnx
 from pomona.export.openvino_model import write_openvino
@@ -87,6 +88,44 @@ def test_what_is_no_recogniser(tmp_path: Path) -> None:
         with pytest.raises(OptionError, match="wanted"):
             SpeedOptions(path=tmp_path, **wrong)  # type: ignore[arg-type]
     assert not is_recogniser(GOLDEN / "photos")
+
+
+def test_a_run_whose_graph_was_changed_says_so(tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(GOLDEN / "bundle-v4", tmp_path / "run"))
+    (copy / "model.onnx").write_bytes((copy / "model.onnx").read_bytes() + b"x")
+    with pytest.raises(BundleDamagedError, match=r"^\S+model\.onnx is damaged"):
+        measure_speed(SpeedOptions(path=copy, photos=GOLDEN / "photos"))
+
+
+def test_no_more_cores_are_named_than_there_are() -> None:
+    options = SpeedOptions(path=GOLDEN / "bundle-v4", photos=GOLDEN / "photos", threads=10_000, n_answers=5)
+    assert measure_speed(options).threads == count_cpus()
+
+
+def test_photos_that_wait_are_no_memory_of_the_recogniser(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for i, photo in enumerate(sorted((GOLDEN / "photos").iterdir())):
+        (tmp_path / "photos" / f"{i}{photo.suffix}").write_bytes(photo.read_bytes())
+    options = SpeedOptions(path=GOLDEN / "bundle-v4", photos=tmp_path / "photos", n_answers=5)
+    plain = measure_speed(options).memory_mb
+    if plain is None:
+        pytest.skip("this system does not tell how much memory a process held")
+    jpeg = next(path for path in (tmp_path / "photos").iterdir() if path.suffix == ".jpg")
+    jpeg.write_bytes(jpeg.read_bytes() + bytes(400_000_000))  # what stands behind a photo is not decoded
+    heavy = measure_speed(options).memory_mb
+    assert heavy is not None
+    assert heavy < plain + 250
+
+
+def test_an_image_is_measured_and_a_page_is_not(tmp_path: Path) -> None:
+    shutil.copytree(GOLDEN / "bundle-v4", tmp_path / "image" / "bundle")
+    speed = measure_speed(SpeedOptions(path=tmp_path / "image", photos=GOLDEN / "photos", n_answers=5))
+    assert speed.runtime.startswith("OpenVINO")
+    (tmp_path / "site" / "page").mkdir(parents=True)
+    (tmp_path / "site" / "page" / "model.onnx").write_bytes(b"graph")
+    assert is_recogniser(tmp_path / "site")
+    with pytest.raises(OptionError, match="a page answers in a browser"):
+        measure_speed(SpeedOptions(path=tmp_path / "site"))
 
 
 @pytest.mark.parametrize("ending", ["onnx", "xml"])

@@ -10,17 +10,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from PIL import Image
 
-from pomona.errors import MissingPackageError, OptionError, StorageError
-from pomona.export import ExportOptions
+from pomona.errors import ExportError, MissingPackageError, OptionError, PhotoError, StorageError
+from pomona.export import ExportOptions, export_bundle, formats
 from pomona.export.browser import describe_model, list_web_files
-from pomona.export.browser_runner import PlainRunner
+from pomona.export.browser_runner import BrowserRunner, PlainRunner
 from pomona.export.formats import FORMATS
 from pomona.export.golden import make_golden
 from pomona.export.parity import check_parity
 from pomona.export.web_runtime import PACKAGE, VERSION, WebRuntime, load_runtime
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from pomona.bundle import Bundle
+    from pomona.export.trace import Trace
     from pomona.training import TrainResult
 
 RUNTIME = WebRuntime(VERSION, {"ort.js": b"1", "ort-wasm.js": b"2", "ort-wasm.wasm": b"345"})
@@ -143,3 +148,46 @@ def test_without_a_browser_the_graph_is_checked_and_the_report_says_so(
     golden = make_golden(promising.bundle)[:6]
     found = check_parity(promising.bundle, runner, golden, bounds=web.choose_bounds(promising.bundle, runner))
     assert "without the page's JavaScript" in found.runtime
+
+
+def test_a_browser_that_does_not_start_is_named(
+    promising: TrainResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("playwright")
+    program = shutil.which("false")
+    if program is None:
+        pytest.skip("this system has no program that only fails")
+    monkeypatch.setenv("POMONA_CHROMIUM", program)
+    runner = BrowserRunner.of(promising.bundle, tmp_path)
+    with pytest.raises(ExportError, match=rf"{program} does not start.+POMONA_CHROMIUM"):
+        list(runner.follow([b"photo"], shows_stages=False))
+
+
+def test_photos_that_browsers_cannot_open_are_left_out_and_counted(
+    promising: TrainResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnxruntime")
+
+    class OfABrowser(PlainRunner):
+        def follow(self, photos: Sequence[bytes], *, shows_stages: bool) -> Iterator[Trace | PhotoError]:
+            for photo, trace in zip(photos, super().follow(photos, shows_stages=shows_stages), strict=True):
+                yield PhotoError("unsupported", "TIFF") if photo[:2] in {b"II", b"MM"} else trace
+
+    def write_graph(bundle: Bundle, folder: Path, _golden: object, **_: object) -> None:
+        (folder / "model.onnx").write_bytes((bundle.folder / "model.onnx").read_bytes())
+
+    web = FORMATS["web"]._replace(
+        write=write_graph, open_runners=lambda bundle, folder: (OfABrowser(bundle, folder / "model.onnx"),)
+    )
+    monkeypatch.setitem(formats.FORMATS, "web", web)
+    folder = tmp_path / "photos" / promising.bundle.tree.names[0]
+    folder.mkdir(parents=True)
+    golden = make_golden(promising.bundle)[0]
+    (folder / "a.jpg").write_bytes(golden.content)
+    Image.fromarray(golden.pixels).save(folder / "b.tif")
+    options = ExportOptions(
+        run=promising.bundle.folder, format="web", output=tmp_path / "out", data=tmp_path / "photos"
+    )
+    result = export_bundle(options)
+    assert result.parities[0].n_real == 1
+    assert any("1 of 2 photos were not tried" in note and "HEIC and TIFF" in note for note in result.notes)

@@ -24,8 +24,18 @@ from pomona.bundle import load_bundle, parse_manifest
 from pomona.class_names import ClassName
 from pomona.class_tree import ClassTree, show_text
 from pomona.clock import Clock, end_with_parent, read_peak_mb
-from pomona.engine import open_core
-from pomona.errors import DataError, MissingPackageError, OptionError, PhotoError, StorageError
+from pomona.engine import count_cpus, open_core
+from pomona.errors import (
+    BackboneError,
+    BundleDamagedError,
+    BundleError,
+    BundleFormatError,
+    DataError,
+    MissingPackageError,
+    OptionError,
+    PhotoError,
+    StorageError,
+)
 from pomona.files import MANIFEST_NAME, storage_errors, write_atomic
 from pomona.listing import find_photos
 from pomona.model_file import UNKNOWN
@@ -45,6 +55,9 @@ if TYPE_CHECKING:
 
 MODEL_FILES = ("model.onnx", "model.xml")
 """What stands for a folder that is no run, the first that is there."""
+
+_RUN_OF_IMAGE, _GRAPH_OF_PAGE = "bundle", "page/model.onnx"
+"""What is measured of a folder that becomes an image; and what tells that a folder is a page."""
 
 STAGES = ("decode", "network", "answer")
 
@@ -72,7 +85,7 @@ class SpeedOptions:
     photos : Path, optional
         Photos to answer for: a folder, pattern or file; a few are drawn where not given.
     threads : int
-        Cores that may be used, and threads of the network.
+        Cores that may be used, and threads of the network; where the machine has fewer, those.
     n_answers : int
         Answers that are timed one by one, and as many again for the rate; photos take turns.
     max_s : float
@@ -142,7 +155,8 @@ class Speed:
     photos_per_s : float
         Photos a second where many wait and every thread is busy.
     memory_mb : float or None
-        Most memory of the process, interpreter and libraries in it; None where the system does not tell.
+        Most memory of the process, interpreter and libraries in it, without the files that wait to be answered for;
+        None where the system does not tell.
     file_mb : float
         What has to be copied to answer elsewhere.
     load_s : float
@@ -179,7 +193,8 @@ def is_recogniser(path: Path) -> bool:
     (False, True)
     """
     return path.suffix.lower() in {".onnx", ".xml"} or any(
-        (path / name).is_file() for name in (MANIFEST_NAME, *MODEL_FILES)
+        (path / name).is_file()
+        for name in (MANIFEST_NAME, *MODEL_FILES, f"{_RUN_OF_IMAGE}/{MANIFEST_NAME}", _GRAPH_OF_PAGE)
     )
 
 
@@ -210,24 +225,24 @@ def measure_speed(options: SpeedOptions, *, on_progress: Progress | None = None)
         If what runs the file is not installed.
     """
     clock = Clock(on_progress)
-    path = _find_file(options.path)
+    path, threads = _find_file(options.path), min(options.threads, count_cpus())
     if path.is_dir():
         parse_manifest(path)  # what is no bundle is said here, and not by a process
     with tempfile.TemporaryDirectory() as scratch, clock.step("speed"):
         folder = Path(scratch)
         photos = _choose_photos(options, folder)
-        task = {"path": str(path), "photos": [str(photo) for photo in photos], "threads": options.threads}
+        task = {"path": str(path), "photos": [str(photo) for photo in photos], "threads": threads}
         task |= {"n_answers": options.n_answers, "max_s": options.max_s}
         write_atomic(folder / "task.json", json.dumps(task))
-        found = _run_process(folder, options.threads, clock.count)
+        found = _run_process(folder, threads, clock.count)
     if "error" in found:
-        raise _ERRORS.get(found["kind"], DataError)(found["error"])
+        raise _ERRORS[found["kind"]](found["error"])
     if "missing" in found:
         raise MissingPackageError(*found["missing"])
     latency, stages = Latency(**found.pop("latency")), found.pop("stages")
     return Speed(
         path=show_text(str(options.path)),
-        threads=options.threads,
+        threads=threads,
         latency=latency,
         stages={name: Latency(**stages[name]) for name in STAGES},
         file_mb=sum(one.stat().st_size for one in _list_files(path)) / 1e6,
@@ -235,7 +250,17 @@ def measure_speed(options: SpeedOptions, *, on_progress: Progress | None = None)
     )
 
 
-_ERRORS = {"option": OptionError, "data": DataError, "storage": StorageError}
+_FORESEEN = (
+    BundleDamagedError,
+    BundleFormatError,
+    BundleError,
+    BackboneError,
+    OptionError,
+    DataError,
+    StorageError,
+)
+_ERRORS = {one.__name__: one for one in _FORESEEN}
+"""What the process says by name, and is raised here."""
 
 
 def _find_file(path: Path) -> Path:
@@ -244,8 +269,13 @@ def _find_file(path: Path) -> Path:
         raise OptionError(f"{path}: wanted a run folder, or what pomona export wrote, there is nothing")
     if path.is_file():
         return path
-    names = (one for one in MODEL_FILES if (path / one).is_file())
-    return path if (path / MANIFEST_NAME).is_file() else path / next(names, MODEL_FILES[0])
+    if (path / MANIFEST_NAME).is_file():
+        return path
+    if name := next((one for one in MODEL_FILES if (path / one).is_file()), None):
+        return path / name
+    if (path / _GRAPH_OF_PAGE).is_file():
+        raise OptionError(f"{path}: a page answers in a browser, which is not timed here; name the run, or its onnx")
+    return path / _RUN_OF_IMAGE
 
 
 def _list_files(path: Path) -> list[Path]:
@@ -293,7 +323,7 @@ def _run_process(folder: Path, threads: int, count: Callable[[int, int], None]) 
     except OSError:
         lines = words.read_text("utf-8", "replace").strip().splitlines() or [f"status {status}"]
         said = show_text(lines[-1])[:_LAST_WORDS]
-        return {"error": f"the process that measures ended without a result: {said}", "kind": "data"}
+        return {"error": f"the process that measures ended without a result: {said}", "kind": DataError.__name__}
     return content
 
 
@@ -474,6 +504,7 @@ def _measure(task: dict[str, Any], started_s: float) -> dict[str, Any]:
     n_many = recogniser.answer_many(usable, n, lambda: time.perf_counter() > last_s)
     rate = n_many / (time.perf_counter() - began_s)
     _tell(2 * n, 2 * n)
+    peak_mb = read_peak_mb()
     return {
         "runtime": recogniser.runtime,
         "n_answers": len(seconds),
@@ -482,7 +513,7 @@ def _measure(task: dict[str, Any], started_s: float) -> dict[str, Any]:
         "latency": asdict(Latency.of(seconds.sum(axis=1))),
         "stages": {name: asdict(Latency.of(seconds[:, i])) for i, name in enumerate(STAGES)},
         "photos_per_s": rate,
-        "memory_mb": read_peak_mb(),
+        "memory_mb": None if peak_mb is None else peak_mb - sum(map(len, contents)) / 1e6,
         "load_s": load_s,
         "start_s": start_s,
     }
@@ -543,10 +574,8 @@ def main(task_path: Path, speed_path: Path, started_s: float) -> None:
         found = _measure(task, started_s)
     except MissingPackageError as error:
         found = {"missing": [error.package, error.extra, error.purpose]}
-    except OptionError as error:
-        found = {"error": str(error), "kind": "option"}
-    except DataError as error:
-        found = {"error": str(error), "kind": "data"}
+    except _FORESEEN as error:
+        found = {"error": str(error), "kind": next(one.__name__ for one in _FORESEEN if isinstance(error, one))}
     write_atomic(speed_path, json.dumps(found))
 
 

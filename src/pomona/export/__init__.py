@@ -24,6 +24,7 @@ from pomona.export.parity import check_parity
 from pomona.export.parity_report import PAGE_NAME, PARITY_NAME, describe_parity, write_json, write_markdown
 from pomona.export.real_photos import load_real
 from pomona.files import MANIFEST_NAME, SYSTEM_FILES, new_folder, storage_errors
+from pomona.photo import sniff_format
 
 if TYPE_CHECKING:
     from pomona.clock import Progress, Stage
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
 GOLDEN_FOLDER = "golden"
 
 _NO_PHOTOS = (
-    "tried on rendered photos alone: those that the run was measured on are not where they were; name labelled ones "
-    "with --data"
+    "tried on rendered photos alone: those that the run was measured on are not where they were, or cannot be used; "
+    "name labelled ones with --data"
 )
 
 
@@ -149,6 +150,8 @@ def export_bundle(options: ExportOptions, *, on_progress: Progress | None = None
         If the run cannot be used.
     StorageError
         If the place is taken or cannot be written.
+    DataError
+        If photos were named and none can be used.
     MissingPackageError
         If what writes or runs the format is not installed.
     """
@@ -161,6 +164,7 @@ def export_bundle(options: ExportOptions, *, on_progress: Progress | None = None
         real = load_real(bundle, options.data)
     if options.data is not None and not real:
         raise DataError(f"{options.data}: wanted photos to try the export on, got none that can be read")
+    tried = [photo for photo in real if sniff_format(photo.content) not in chosen.cannot_decode]
     with clock.step("render"):
         golden = make_golden(bundle)
     with new_folder(output) as folder:
@@ -169,9 +173,12 @@ def export_bundle(options: ExportOptions, *, on_progress: Progress | None = None
             chosen.write(bundle, folder, golden, **settings)
         parities = []
         for runner in chosen.open_runners(bundle, folder):
-            with clock.step("parity", len(golden) + len(real)):
+            with clock.step("parity", len(golden) + len(tried)):
                 bounds = chosen.choose_bounds(bundle, runner)
-                parities.append(check_parity(bundle, runner, golden, real, bounds=bounds, on_photo=clock.count))
+                parities.append(check_parity(bundle, runner, golden, tried, bounds=bounds, on_photo=clock.count))
+        is_on_real = all(parity.n_failed < parity.n_real for parity in parities)
+        if options.data is not None and not is_on_real:
+            raise DataError(f"{options.data}: wanted photos to try the export on, got none that can be used")
         if chosen.holds_golden:
             write_golden(golden, folder / GOLDEN_FOLDER)
         files = {
@@ -182,7 +189,11 @@ def export_bundle(options: ExportOptions, *, on_progress: Progress | None = None
             (folder / PARITY_NAME).write_text(write_json(report), encoding="utf-8")
             (folder / PAGE_NAME).write_text(write_markdown(report, parities), encoding="utf-8")
     unchecked = chosen.say_unchecked() if chosen.say_unchecked else None
-    notes = tuple(note for note in (None if real else _NO_PHOTOS, unchecked) if note)
+    left_out = None
+    if n_left := len(real) - len(tried):
+        kinds = " and ".join(sorted(kind.upper() for kind in chosen.cannot_decode))
+        left_out = f"{n_left:,} of {len(real):,} photos were not tried: browsers that cannot open {kinds} say so"
+    notes = tuple(note for note in (None if is_on_real else _NO_PHOTOS, left_out, unchecked) if note)
     return ExportResult(output, options.format, files, tuple(parities), notes, tuple(clock.stages))
 
 

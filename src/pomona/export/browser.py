@@ -164,7 +164,7 @@ def list_web_files(bundle: Bundle, *, name: str, runtime: WebRuntime, model: byt
     page = list_page_files()
     graph = (bundle.folder / MODEL_NAME).read_bytes() if model is None else model
     n_bytes = len(graph) + len(runtime.files["ort-wasm.wasm"])
-    described = describe_model(bundle, name=name) | {"bytes_to_load": n_bytes}
+    described = describe_model(bundle, name=name) | {"bytes_to_load": n_bytes, "runtime": runtime.version}
     files = {
         "index.html": page["index.html"],
         **{f"page/{one}": content for one, content in page.items() if one not in _OTHERS},

@@ -13,6 +13,7 @@ import base64
 import contextlib
 import functools
 import http.server
+import json
 import os
 import shutil
 import threading
@@ -24,9 +25,9 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 import numpy as np
 
 from pomona.errors import ExportError, PhotoError, PhotoFault
-from pomona.export.runtimes import OnnxNetwork
+from pomona.export.runtimes import OnnxNetwork, import_onnxruntime
 from pomona.export.trace import Trace
-from pomona.export.web_runtime import PACKAGE, VERSION
+from pomona.export.web_runtime import PACKAGE
 from pomona.files import storage_errors
 from pomona.heat_map import HEAT_MAP
 
@@ -122,7 +123,15 @@ def open_page(folder: Path) -> Iterator[Any]:
     from playwright.sync_api import Error, sync_playwright
 
     with serve_folder(folder) as address, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=find_chromium(), args=list(CHROMIUM_ARGUMENTS))
+        path = find_chromium()
+        try:
+            browser = playwright.chromium.launch(executable_path=path, args=list(CHROMIUM_ARGUMENTS))
+        except Error as error:
+            reason = error.message.strip().splitlines()[0]
+            raise ExportError(
+                f"{path} does not start, so that the page cannot be checked: {reason}; name a Chromium that does in "
+                "POMONA_CHROMIUM"
+            ) from error
         try:
             page = browser.new_page(service_workers="block")
             page.set_default_timeout(_START_MS)
@@ -168,7 +177,8 @@ class BrowserRunner:
     @property
     def name(self) -> str:
         """Browser and runtime."""
-        return f"{PACKAGE} {VERSION} in Chromium, by playwright {metadata.version('playwright')}"
+        version = json.loads((self.folder / "page" / "model.json").read_bytes())["runtime"]
+        return f"{PACKAGE} {version} in Chromium, by playwright {metadata.version('playwright')}"
 
     def follow(self, photos: Sequence[bytes], *, shows_stages: bool) -> Iterator[Trace | PhotoError]:
         """Answer for photos on the page."""
@@ -210,7 +220,7 @@ class PlainRunner:
     is_native = False
 
     def __init__(self, bundle: Bundle, path: Path) -> None:
-        self.name = f"ONNX Runtime {metadata.version('onnxruntime')}, without the page's JavaScript"
+        self.name = f"ONNX Runtime {import_onnxruntime().__version__}, without the page's JavaScript"
         self._preprocessing = bundle.preprocessing
         with storage_errors(f"read {path}"):
             self._network = OnnxNetwork(path.read_bytes())

@@ -50,6 +50,8 @@ RUN python -m pip install --no-deps {wheel}
 RUN useradd --system --uid {user} --no-create-home pomona
 # It belongs to root: the service can read it and not change it.
 COPY bundle bundle
+# Whatever rights the files had where they were written.
+RUN chmod -R a+rX bundle
 USER {user}
 EXPOSE {port}
 HEALTHCHECK --interval=30s --timeout=5s --start-period=30s \

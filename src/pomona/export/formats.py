@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pomona.export.golden import GoldenPhoto
     from pomona.export.parity import Bounds
     from pomona.export.trace import Runner
+    from pomona.photo import PhotoFormat
 
 FormatName = Literal["onnx", "openvino", "int8", "web", "docker"]
 
@@ -44,6 +45,8 @@ class Format(NamedTuple):
         Whether golden photos lie beside it, for other languages.
     takes_runtime : bool
         Whether `write` takes the place of ONNX Runtime Web as ``runtime``.
+    cannot_decode : frozenset of str
+        Formats of photos that it says by name it does not take: real ones of these are no reason to refuse it.
     say_unchecked : callable, optional
         Says what of it cannot be run on this machine, as a sentence; None where all of it can.
     """
@@ -53,6 +56,7 @@ class Format(NamedTuple):
     choose_bounds: Callable[[Bundle, Runner], Bounds]
     holds_golden: bool = False
     takes_runtime: bool = False
+    cannot_decode: frozenset[PhotoFormat] = frozenset()
     say_unchecked: Callable[[], str | None] | None = None
 
 
@@ -117,7 +121,14 @@ FORMATS: dict[FormatName, Format] = {
     "onnx": Format(_write_onnx, _open_onnx, choose_bounds, holds_golden=True),
     "openvino": Format(_write_openvino, _open_openvino, choose_bounds),
     "int8": Format(_write_int8, _open_int8, _choose_narrow),
-    "web": Format(_write_web, _open_web, choose_bounds, takes_runtime=True, say_unchecked=_say_page_unrun),
+    "web": Format(
+        _write_web,
+        _open_web,
+        choose_bounds,
+        takes_runtime=True,
+        cannot_decode=frozenset({"heic", "tiff"}),
+        say_unchecked=_say_page_unrun,
+    ),
     "docker": Format(_write_docker, _open_docker, choose_bounds),
 }
 """By name, in the order of the help."""

@@ -84,6 +84,7 @@ def build_onnx(bundle: Bundle, *, model: bytes | None = None) -> bytes:
 def _put_before(resize: Any, model: Any) -> None:
     """Let the nodes of a resize make the input of a model."""
     graph = model.graph
+    _yield_names(graph, resize.graph)
     for node in graph.node:
         for place, name in enumerate(node.input):
             if name == PIXELS:
@@ -93,6 +94,23 @@ def _put_before(resize: Any, model: Any) -> None:
     graph.node.extend(nodes)
     graph.initializer.extend(resize.graph.initializer)
     graph.input[0].CopyFrom(resize.graph.input[0])
+
+
+def _yield_names(graph: Any, other: Any) -> None:
+    """Rename what is inside a graph and called like something in another: bundles of older formats have their names."""
+    taken = {name for node in other.node for name in (node.name, *node.output) if name}
+    taken |= {one.name for one in other.initializer}
+    outside = {one.name for one in (*graph.input, *graph.output)}
+    for one in (*graph.initializer, *graph.value_info):
+        one.name = _rename(one.name, taken - outside)
+    for node in graph.node:
+        node.name = _rename(node.name, taken)
+        node.input[:] = [_rename(name, taken - outside) for name in node.input]
+        node.output[:] = [_rename(name, taken - outside) for name in node.output]
+
+
+def _rename(name: str, taken: set[str]) -> str:
+    return f"network/{name}" if name in taken else name
 
 
 def find_scaled(model: Any, source: str) -> str:

@@ -81,6 +81,9 @@ REQUANTISED = Bounds(network=math.inf, probabilities=math.inf, heat_map=math.inf
 
 _REQUANTISED_BAND = 0.2
 
+LEAST_LABELLED = 100
+"""Labelled photos from which on what is right may stand alone; one lost of fewer says too little."""
+
 
 class RealPhoto(NamedTuple):
     """A photo of a user.
@@ -274,7 +277,8 @@ class _Tally:
         if found.outputs["features"].shape != features.shape:
             self._see("network", name, math.inf)
             return
-        self._see("network", name, float(np.linalg.norm(found.outputs["features"] - features)) / length)
+        amount = float(np.linalg.norm(found.outputs["features"] - features)) / length
+        self._see("network", name, amount if math.isfinite(amount) else math.inf)
         self._see("head", name, self._differ_head(found))
 
     def _differ_head(self, found: Trace) -> float:
@@ -327,10 +331,11 @@ class _Tally:
                 continue
             amount, photo = max(found)
             bound = getattr(self.bounds, stage)
-            if not amount <= bound:
+            if not _is_within(amount, bound):
+                allowed = _say(stage, bound) if math.isfinite(bound) else "any number"
                 raise ExportError(
                     f"{self.runtime} goes another way than the bundle at the stage {stage}: {_say(stage, amount)} on "
-                    f"{photo}, {_say(stage, bound)} allowed; nothing was written"
+                    f"{photo}, {allowed} allowed; nothing was written"
                 )
 
     def judge(self) -> Parity:
@@ -350,20 +355,23 @@ class _Tally:
         )
         for what, found, bound in checked:
             amount, photo = max(found, default=(0.0, ""))
-            if not amount <= bound:
+            if not math.isfinite(amount):
+                self._refuse(f"{what} is missing or no number on {photo}")
+            if not _is_within(amount, bound):
                 self._refuse(f"{what} is {amount:.2g} off on {photo}, {bound:g} allowed")
+        self._require_right(paired)
         is_loose = self.bounds.least_agreement < 1
-        if n_agreed < self.bounds.least_agreement * n_decided and not (is_loose and paired):
+        is_judged = is_loose and paired is not None and paired.n >= LEAST_LABELLED
+        if is_loose and not is_judged and not n_decided:
+            self._refuse(
+                f"in none of {len(self.leads)} photos the best class leads by {band:g}, so that nothing was compared; "
+                f"name {LEAST_LABELLED} labelled ones with --data"
+            )
+        if not is_judged and n_agreed < self.bounds.least_agreement * n_decided:
             turned = self.moved[int(np.flatnonzero(decided & ~agrees)[0])][1]
             self._refuse(
                 f"{n_decided - n_agreed} of {n_decided} labels outside the tie band of {band:g} differ, the first on "
                 f"{turned}"
-            )
-        n_lost = paired.n_worse - paired.n_better if paired else 0
-        if paired is not None and n_lost > max(1, MAX_LOSS * paired.n):
-            self._refuse(
-                f"of {paired.n} labelled photos it has {n_lost} fewer right, {write_points(paired.gain)} points; "
-                f"{write_points(-MAX_LOSS)} or one photo allowed"
             )
         return Parity(
             runtime=self.runtime,
@@ -391,6 +399,17 @@ class _Tally:
             n_learnt=self.n_learnt,
         )
 
+    def _require_right(self, paired: Difference | None) -> None:
+        """Refuse an export that has less right."""
+        if paired is None:
+            return
+        n_lost = paired.n_worse - paired.n_better
+        if n_lost > max(1, MAX_LOSS * paired.n):
+            self._refuse(
+                f"of {paired.n} labelled photos it has {n_lost} fewer right, {write_points(paired.gain)} points; "
+                f"{write_points(-MAX_LOSS)} or one photo allowed"
+            )
+
     def _refuse(self, reason: str) -> None:
         """Name the stage that comes nearest to its bound: small differences may add up."""
         shares = {
@@ -413,6 +432,11 @@ def _differ(found: NDArray[Any] | None, wanted: NDArray[Any] | None) -> float:
     difference = np.abs(np.asarray(found, np.float64) - np.asarray(wanted, np.float64))
     largest = float(difference.max(initial=0))
     return largest if math.isfinite(largest) else math.inf
+
+
+def _is_within(amount: float, bound: float) -> bool:
+    """Whether a difference is allowed; what is no number never is, however wide the bound."""
+    return amount <= bound and math.isfinite(amount)
 
 
 def _say(stage: StageName, amount: float) -> str:

@@ -61,13 +61,13 @@ class OnnxNetwork:
     """
 
     def __init__(self, content: bytes) -> None:
-        onnxruntime = _import_onnxruntime()
+        onnxruntime = import_onnxruntime()
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = count_cpus()
         settings.log_severity_level = 3
         try:
             self._session = onnxruntime.InferenceSession(content, settings, providers=["CPUExecutionProvider"])
-        except RuntimeError as error:
+        except _list_faults() as error:
             raise ExportError(f"ONNX Runtime does not take the graph: {_shorten(error)}") from error
         self._names = [output.name for output in self._session.get_outputs()]
 
@@ -75,7 +75,7 @@ class OnnxNetwork:
         """Outputs by name."""
         try:
             return dict(zip(self._names, self._session.run(None, {PIXELS: pixels}), strict=True))
-        except RuntimeError as error:
+        except _list_faults() as error:
             raise ExportError(f"ONNX Runtime cannot run the graph on {pixels.shape}: {_shorten(error)}") from error
 
 
@@ -223,7 +223,7 @@ def open_onnx_runners(bundle: Bundle, path: Path) -> tuple[GraphRunner, ...]:
     """An ONNX file in ONNX Runtime and in OpenVINO."""
     with storage_errors(f"read {path}"):
         content = path.read_bytes()
-    version = metadata.version(_import_onnxruntime().__name__)
+    version = import_onnxruntime().__version__
     return (
         GraphRunner(
             f"ONNX Runtime {version}",
@@ -249,13 +249,35 @@ def open_openvino_runner(bundle: Bundle, path: Path, onnx: bytes) -> GraphRunner
     return GraphRunner(name, bundle.preprocessing, OpenvinoNetwork(path), probed, is_native=True)
 
 
-def _import_onnxruntime() -> Any:
+def import_onnxruntime() -> Any:
+    """Import ONNX Runtime without its telemetry; under whatever name its package was installed.
+
+    Raises
+    ------
+    MissingPackageError
+        If it is not installed.
+    """
     if importlib.util.find_spec("onnxruntime") is None:
         raise MissingPackageError("onnxruntime", "export", "to check that the export answers as the bundle does")
     import onnxruntime
 
     onnxruntime.disable_telemetry_events()
     return onnxruntime
+
+
+def _list_faults() -> tuple[type[Exception], ...]:
+    """What ONNX Runtime raises: classes of its own, which have no parent of their own."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    return (
+        RuntimeError,
+        state.Fail,
+        state.InvalidArgument,
+        state.InvalidGraph,
+        state.InvalidProtobuf,
+        state.NotImplemented,
+        state.RuntimeException,
+    )
 
 
 def _shorten(error: Exception) -> str:

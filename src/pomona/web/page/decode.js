@@ -90,8 +90,19 @@ export function turnUpright({ pixels, width, height }, orientation) {
   return { pixels: out, width: across, height: down };
 }
 
+// A file that was chosen may be gone, or closed to the browser, when its turn comes.
+async function readBytes(blob) {
+  try {
+    return new Uint8Array(await blob.arrayBuffer());
+  } catch (error) {
+    if (error.name === "NotAllowedError" || error.name === "SecurityError") throw new PhotoFault("no_permission", error.message);
+    if (error.name === "NotFoundError" || error.name === "NotReadableError") throw new PhotoFault("not_found", error.message);
+    throw new PhotoFault("too_much_memory", `this browser has no room for its ${blob.size} bytes: shrink it`);
+  }
+}
+
 export async function decodePhoto(blob, limits, atLeast = null) {
-  const found = readPhotoFile(new Uint8Array(await blob.arrayBuffer()), limits);
+  const found = readPhotoFile(await readBytes(blob), limits);
   const known = chooseDivisor(found.width, found.height, atLeast);
   if (found.format === "jpeg" && known > 1 && !found.hasProfile) {
     const small = decodeReduced(found.parts[0], known);

@@ -20,6 +20,10 @@ export async function openRecogniser({ onLoading = () => {} } = {}) {
     if (data.failed) reject(new Error(data.failed));
     else resolve(data.prediction);
   };
+  worker.onerror = () => {
+    for (const { reject } of waiting.values()) reject(new Error("the recogniser stopped: reload the page"));
+    waiting.clear();
+  };
   let last = 0;
   const ask = (request) =>
     new Promise((resolve, reject) => {

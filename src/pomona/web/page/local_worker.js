@@ -10,11 +10,14 @@ import { speak } from "./speak.js";
 import * as ort from "./runtime/ort.js";
 
 const JPEG_QUALITY = 0.85;
+// A store of the browser's own guesses how long a file stays as it is: classes of one export and the graph of another must
+// never meet. The server is asked whether it is the same, which is one short reply.
+const FRESH = { cache: "no-cache" };
 const here = (path) => new URL(path, import.meta.url).href;
 
 // A file with how many of its bytes have come, so that a slow line is not taken for a standstill.
 async function fetchBytes(path, onBytes) {
-  const reply = await fetch(here(path));
+  const reply = await fetch(here(path), FRESH);
   if (!reply.ok) throw new Error(`${path}: ${reply.status}`);
   const reader = reply.body.getReader();
   const parts = [];
@@ -34,7 +37,7 @@ async function fetchBytes(path, onBytes) {
 }
 
 async function openModel() {
-  const model = await (await fetch(here("model.json"))).json();
+  const model = await (await fetch(here("model.json"), FRESH)).json();
   let loaded = 0;
   const onBytes = (n) => {
     loaded += n;
@@ -66,6 +69,7 @@ async function runGraph({ model, session }, square) {
   const { size_px: side } = model.preprocessing;
   const outputs = await session.run({ pixels: new ort.Tensor("uint8", square, [1, side, side, 3]) });
   const values = Object.fromEntries(Object.entries(outputs).map(([name, tensor]) => [name, tensor.data]));
+  if (values.probabilities.length !== model.classes.length) throw new Error("its files are of two exports: reload the page");
   if (!values.probabilities.every(Number.isFinite)) throw new Error("the network gave numbers that are not finite");
   return values;
 }
