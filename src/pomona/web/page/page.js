@@ -141,8 +141,9 @@ function listenToDrops() {
   addEventListener("dragover", (event) => isFiles(event) && event.preventDefault());
   addEventListener("drop", async (event) => {
     if (!isFiles(event)) return;
-    event.preventDefault();
+    event.preventDefault(); // else the browser leaves the page to show the photo
     mark(-depth);
+    if (!recogniser) return;
     const gathered = gatherDrop(event.dataTransfer);
     await gathered.then(take, showFault);
   });
@@ -173,6 +174,7 @@ function showLoading(share) {
 
 async function begin() {
   listenToLanguages();
+  listenToDrops();
   if (isTouched) for (const key of ["drop", "drop_hint"]) document.querySelector(`[data-word="${key}"]`).dataset.word = `${key}_touch`;
   await setLanguage(chooseLanguage());
   showLoading(null);
@@ -206,7 +208,6 @@ async function begin() {
   }
   drawModel();
   listenToFiles();
-  listenToDrops();
   document.documentElement.dataset.ready = "true";
 }
 
