@@ -43,11 +43,10 @@ class PatientProtocol(HttpToolsProtocol):
     def connection_made(self, transport: Any) -> None:
         """Begin to wait for the first request, unless there are too many already."""
         super().connection_made(transport)
+        self._watch_reader()
         if len(self.connections) > MAX_CONNECTIONS:
-            self._watch_reader()
             self._end(RequestError("busy", "too many connections: try again in a moment", wait_s=1))
             return
-        self._watch_reader()
         self._wait()
 
     def connection_lost(self, exc: Exception | None) -> None:

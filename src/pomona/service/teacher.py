@@ -55,7 +55,7 @@ class Teacher:
     def __init__(self, live: LiveBundle, inbox: str | None = None) -> None:
         self.live = live
         self.run: Path = live.bundle.folder
-        is_server = inbox is not None and not inbox.startswith("sqlite")
+        is_server = inbox is not None and inbox.startswith("postgres")
         self.inbox = open_inbox(
             inbox or self.run, photos=find_inbox_folder(self.run) / ".photos" if is_server else None
         )
