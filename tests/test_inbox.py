@@ -9,6 +9,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,7 @@ from pomona.inbox import Inbox, export_inbox, find_inbox_folder, open_inbox, par
 from pomona.inbox.migration import make_config, read_revisions
 from pomona.inbox.photo_tree import name_folders
 from pomona.inbox.schema import VERSION_TABLE, Base
-from pomona.inbox.store import DATABASE_NAME
+from pomona.inbox.store import DATABASE_NAME, _begin_wal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -476,3 +477,33 @@ def test_commands_list_and_export(tmp_path: Path, contents: list[bytes]) -> None
     )
     assert "got none of them" in _run_command("inbox", "list", tmp_path / "none", code=2)[1]
     assert "list" in _run_command("inbox", "--help")[0]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://127.0.0.1:1/db?user=x&password=this-is-secret",
+        "postgresql://user:p@this-is-secret@127.0.0.1:1/db",
+    ],
+)
+def test_a_password_in_a_strange_place_is_not_shown(url: str, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="inbox: wanted") as caught:
+        open_inbox(url, photos=tmp_path)
+    assert "this-is-secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["sqlite:///:memory:", "sqlite://", "sqlite+aiosqlite:////tmp/a.sqlite"])
+def test_an_inbox_that_would_be_gone_at_the_end_is_refused(url: str, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="inbox: wanted sqlite:///FILE"):
+        open_inbox(url, photos=tmp_path)
+
+
+def test_a_disk_without_shared_memory_still_holds_an_inbox(tmp_path: Path) -> None:
+    """There SQLite answers with the mode that it has, and raises nothing."""
+    connection = sqlite3.connect(":memory:", check_same_thread=False)  # as such a disk does
+    trying = threading.Thread(target=_begin_wal, args=(connection,), daemon=True)
+    trying.start()
+    trying.join(20)
+    assert not trying.is_alive()
+    assert connection.execute("PRAGMA journal_mode").fetchone() == ("memory",)
+    connection.close()

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import struct
+import sys
 import threading
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,7 @@ from pomona.service.app import build_app
 from pomona.service.decode_worker import DecodeLimits, DecodeWorker
 from pomona.service.faults import RequestError
 from pomona.service.guard import POLICY, require_host, require_token
+from pomona.service.kserve import read_inference
 from pomona.service.lanes import BusyError, Lanes, Said
 from pomona.service.live import LiveBundle
 from pomona.service.measures import Measures
@@ -37,6 +39,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pomona.training import TrainResult
+
+
+_JSON_TYPE = {"content-type": "application/json"}
 
 
 def encode(image: Image.Image, photo_format: str = "PNG", **options: Any) -> bytes:
@@ -191,7 +196,8 @@ def test_the_model_says_what_it_is(client: TestClient, live: LiveBundle) -> None
         (b"x", "text/plain", 415, "content_type"),
         (b"x", "", 415, "content_type"),
         (b"{", "application/json", 400, "cannot_be_read"),
-        (b"[" * 100_000, "application/json", 400, "cannot_be_read"),
+        (b"[" * 9_000, "application/json", 400, "cannot_be_read"),
+        (b"[" * 100_000, "application/json", 413, "too_large"),
         (b'{"photos": []}', "application/json", 400, "empty"),
         (b'{"photos": [3]}', "application/json", 400, "cannot_be_read"),
         (b'{"photos": ["?"]}', "application/json", 400, "cannot_be_read"),
@@ -629,3 +635,104 @@ def test_a_swap_under_load_fails_no_request_and_mixes_no_answers(
         finally:
             stop.set()
         assert set.union(*(one.result() for one in asking)) >= {1}
+
+
+def test_a_swap_is_not_refused_by_a_full_queue(live: LiveBundle) -> None:
+    may_go, done = threading.Event(), threading.Event()
+    lanes = Lanes(1, DecodeLimits(), max_wait_s=0.05)
+    lanes.start()
+
+    def hold(_: int, __: object) -> Said:
+        may_go.wait(20)
+        return Said(Prediction("a"))
+
+    try:
+        lanes.put(20, hold, lambda _: done.set())
+        lanes._photo_s = 1.0  # as if one had been measured
+        with pytest.raises(BusyError):
+            lanes.put(1, hold, lambda _: None)
+        crowded = LiveBundle(live.bundle, lanes)
+        with ThreadPoolExecutor(1) as pool:
+            swapped = pool.submit(crowded.swap, load_bundle(live.bundle.folder, n_workers=1), 2)
+            threading.Timer(0.5, may_go.set).start()
+            swapped.result(timeout=60)
+        assert crowded.version == 2
+        assert done.wait(20)
+    finally:
+        may_go.set()
+        lanes.close()
+
+
+def test_a_lane_outlives_a_process_that_did_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = sys.executable
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    lanes = Lanes(1, DecodeLimits())
+    started = threading.Event()
+    start = lanes.lanes[0].worker.start
+
+    def note() -> None:
+        try:
+            start()
+        finally:
+            started.set()
+
+    monkeypatch.setattr(lanes.lanes[0].worker, "start", note)
+    lanes.start()
+    done = threading.Event()
+    try:
+        assert started.wait(20)
+        monkeypatch.setattr(sys, "executable", right)
+        lanes.put(1, lambda _, lane: Said(Prediction(str(lane.number))), lambda _: done.set())
+        assert done.wait(20)
+    finally:
+        lanes.close()
+
+
+# --- bodies that grow -------------------------------------------------------------------------------------------------
+
+
+def test_json_of_many_values_is_refused_before_it_is_made(client: TestClient) -> None:
+    reply = client.post("/predict", content=b'{"photos":[' + b"[]," * 20_000 + b"[]]}", headers=_JSON_TYPE)
+    assert (reply.status_code, reply.json()["error"]["code"]) == (413, "too_large")
+
+
+def test_kserve_makes_no_table_of_texts() -> None:
+    """As an array, these 3 MB of JSON would take 40 GB: every text as long as the longest."""
+    data = ["x" * 10_000, *["a"] * 1_000_000]
+    entry = {"name": "pixels", "datatype": "UINT8", "shape": [1, 64, 64, 3], "data": data}
+    with pytest.raises(RequestError) as caught:
+        read_inference(json.dumps({"inputs": [entry]}).encode(), "", size_px=64, max_photos=8)
+    assert "whole numbers" in caught.value.message
+
+
+def test_kserve_takes_numbers_flat_and_nested() -> None:
+    square = np.random.default_rng(0).integers(0, 256, (1, 4, 4, 3))
+    for data in (square.tolist(), square.ravel().tolist()):
+        entry = {"name": "pixels", "datatype": "UINT8", "shape": [1, 4, 4, 3], "data": data}
+        _, found = read_inference(json.dumps({"inputs": [entry]}).encode(), "", size_px=4, max_photos=8)
+        np.testing.assert_array_equal(found[0], square[0])
+
+
+def test_kserve_keeps_the_limit_of_a_photo(client: TestClient, live: LiveBundle) -> None:
+    entry = {"name": "photos", "datatype": "BYTES", "shape": [1], "data": [base64.b64encode(b"a" * 2_100_000).decode()]}
+    assert client.post(f"/v2/models/{live.name}/infer", json={"inputs": [entry]}).status_code == 413
+
+
+def test_a_form_of_many_parts_is_given_up(client: TestClient) -> None:
+    body = b"--x\r\n\r\n\r\n" * 1000 + b"--x--\r\n"
+    reply = client.post("/predict", content=body, headers={"content-type": "multipart/form-data; boundary=x"})
+    assert (reply.status_code, reply.json()["error"]["code"]) == (413, "too_many_photos")
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc")
+def test_a_process_that_decodes_knows_no_secret(live: LiveBundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("POMONA_TOKEN", "PGPASSWORD"):
+        monkeypatch.setenv(name, "this-is-secret")
+    reader = DecodeWorker(DecodeLimits())
+    try:
+        assert reader.read(live.bundle.preprocessing, encode(Image.new("RGB", (64, 64), "olive"))).shape == (64, 64, 3)
+        known = Path(f"/proc/{reader.pid}/environ").read_bytes()
+        assert b"PATH=" in known
+        assert b"this-is-secret" not in known
+    finally:
+        reader.clear()

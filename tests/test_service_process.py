@@ -229,6 +229,37 @@ def test_a_slow_head_is_given_up(service: Service) -> None:
         assert read_all(silent).startswith(b"HTTP/1.1 408 ")
 
 
+def test_who_reads_nothing_is_cut_off(service: Service) -> None:
+    """Closing in order would wait until the reply is read, and 800 such clients would be all there may be."""
+    files = Path(f"/proc/{service.process.pid}/fd")
+
+    def count_sockets() -> int:
+        return sum(str(path.readlink()).startswith("socket:") for path in files.iterdir() if path.is_symlink())
+
+    before = count_sockets()
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", service.port))
+        connection.sendall(b"GET /page/jpeg.js HTTP/1.1\r\nhost: localhost\r\n\r\n" * 500)
+        service.await_line("GET /page/{name}", n_times=100)
+        assert count_sockets() > before
+        until_s = time.monotonic() + 20
+        while count_sockets() > before and time.monotonic() < until_s:
+            time.sleep(0.1)  # nothing tells the client: what the system still holds for it would come first
+        assert count_sockets() <= before
+    assert service.request("GET", "/health")[0] == 200
+
+
+def test_a_health_check_may_ask_for_the_head_alone(service: Service) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=GUARD_S)
+    for _ in range(2):  # on one connection: nothing of a body may be left on it
+        connection.request("HEAD", "/health")
+        reply = connection.getresponse()
+        assert (reply.status, reply.read()) == (200, b"")
+    connection.close()
+    assert " 200 HEAD /health " in service.await_line("HEAD /health")
+
+
 def test_a_head_without_end_is_refused(service: Service) -> None:
     with service.connect() as connection:
         connection.sendall(b"GET /health HTTP/1.1\r\nhost: localhost\r\nx: " + b"y" * 60_000)

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,11 @@ import pytest
 from pomona.bundle import load_bundle
 from pomona.files import cache_folder, hash_bytes, hash_file
 from pomona.inbox import find_inbox_folder, open_inbox
+from pomona.service import teacher as teacher_module
+from pomona.service.decode_worker import DecodeLimits
+from pomona.service.faults import RequestError
+from pomona.service.lanes import Lanes
+from pomona.service.live import LiveBundle
 from pomona.teaching import add_class
 from pomona.versions import list_versions
 
@@ -329,3 +335,54 @@ def test_the_inbox_may_be_in_postgresql(
         assert [(one.sha256, one.version) for one in inbox.list_photos("taught")] == [(hash_file(grapes[0]), 2)]
     assert (photos / f"{hash_bytes(grapes[0].read_bytes())}.jpg").is_file()
     assert load_bundle(service.run).tree.index_of("Grapes") is not None
+
+
+def test_a_proposal_after_training_anew_waits_for_what_it_needs_and_holds_nobody_up(
+    promising: TrainResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, grapes: list[Path]
+) -> None:
+    """The photos kept apart are computed anew in a thread that needs its turn while the proposal waits for it."""
+    shutil.copytree(cache_folder() / "learnt", tmp_path / "cache" / "learnt")
+    monkeypatch.setenv("POMONA_CACHE", str(tmp_path / "cache"))
+    run = Path(shutil.copytree(promising.bundle.folder, tmp_path / "run"))
+    lanes = Lanes(1, DecodeLimits())
+    lanes.start()
+    entered, may_go = threading.Event(), threading.Event()
+    real = teacher_module.load_held_out
+
+    def hold(bundle: Any) -> Any:
+        entered.set()
+        assert may_go.wait(60)
+        return real(bundle)
+
+    monkeypatch.setattr(teacher_module, "load_held_out", hold)
+    try:
+        live = LiveBundle(load_bundle(run, n_workers=1), lanes)
+        live.open()
+        teacher = teacher_module.Teacher(live)
+        teacher.start()
+        teacher.add(grapes[0].read_bytes(), "Berry/Grapes")
+        assert entered.wait(60)
+        with ThreadPoolExecutor(2) as pool:
+            proposing = pool.submit(teacher.propose)
+            # While it waits for the photos kept apart, others send theirs, and a second proposal is refused.
+            added = pool.submit(teacher.add, grapes[1].read_bytes(), "Berry/Grapes")
+            try:
+                assert added.result(timeout=20)[1] == 2
+                assert not proposing.done()
+                with pytest.raises(RequestError, match="try again"):
+                    teacher.propose()
+            finally:
+                may_go.set()
+            assert "kept apart when it was trained" in proposing.result(timeout=60).basis
+        # Another network, as after training anew: what the first one computed is forgotten, the new one is waited for.
+        entered.clear()
+        monkeypatch.setattr(teacher_module, "_name_network", lambda _: "another")
+        teacher._checksum = ""
+        with ThreadPoolExecutor(1) as pool:
+            proposing = pool.submit(teacher.propose)
+            assert "kept apart when it was trained" in proposing.result(timeout=60).basis
+        assert entered.is_set()
+        teacher.inbox.close()
+    finally:
+        may_go.set()
+        lanes.close()

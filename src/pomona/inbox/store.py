@@ -51,6 +51,7 @@ PHOTOS_NAME = ".photos"
 """Hidden, so that a data set around it never takes the photos of an inbox for its own."""
 
 _BUSY_S = 30
+_CONNECT_S = 10  # a host that is down says nothing, and a system waits two minutes for it
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,12 @@ def _read_url(text: str, photos: str | Path | None) -> tuple[URL, Path]:
         url = make_url(text)
     except (ArgumentError, ValueError) as error:  # its message would show the password
         raise OptionError("inbox: wanted a URL such as postgresql://user@host/database, got another text") from error
-    if url.get_backend_name() == "sqlite" and url.database:
+    if url.host and "@" in url.host:  # a part of the password, which messages would show
+        raise OptionError("inbox: wanted a URL whose password has %40 for each @, got one with several @")
+    if "password" in url.query:  # as messages show it
+        raise OptionError("inbox: wanted the password in PGPASSWORD or before the host, got one after the ?")
+    is_file = url.database not in {None, "", ":memory:"} and "mode" not in url.query
+    if url.drivername in {"sqlite", "sqlite+pysqlite"} and is_file and url.database:
         return url, Path(photos) if photos is not None else Path(url.database).parent / PHOTOS_NAME
     if url.drivername in {"postgresql", "postgres"}:
         url = url.set(drivername="postgresql+psycopg")
@@ -390,7 +396,8 @@ def _holds(path: Path, sha256: str, n_bytes: int) -> bool:
 
 def _make_engine(url: URL) -> Engine:
     if url.get_backend_name() != "sqlite":
-        return create_engine(url, pool_pre_ping=True)
+        settings = {} if "connect_timeout" in url.query else {"connect_timeout": _CONNECT_S}
+        return create_engine(url, pool_pre_ping=True, connect_args=settings)
     engine = create_engine(url, connect_args={"timeout": _BUSY_S})
 
     @event.listens_for(engine, "connect")
@@ -420,3 +427,5 @@ def _begin_wal(connection: Any) -> None:
             if time.monotonic() > until_s:
                 raise
             time.sleep(0.01)
+        else:
+            return  # one that cannot, as on some network disks, says so by its answer alone and goes on as it was

@@ -342,6 +342,7 @@ def _add_kserve(app: FastAPI, live: LiveBundle, intake: Intake) -> None:
                 max_photos=intake.limits.max_photos,
             )
             intake.require_few(len(photos))
+            intake.require_small([photo for photo in photos if isinstance(photo, bytes)])
             opened, said = await while_connected(request, live.predict(photos))
         except BusyError as error:
             raise say_busy(error.wait_s) from error

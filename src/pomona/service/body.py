@@ -20,12 +20,17 @@ from pomona.service.faults import RequestError
 from pomona.service.guard import find_header
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from python_multipart.multipart import MultipartCallbacks
 
     from pomona.service.guard import Message, Receive
 
 _ELSEWHERE_BYTES = 200_000  # from here on parsing is done in a thread: the loop has others to serve
 _MAX_NAME = 200
+_MAX_PARTS = 100  # of a form, beside photos
+_MAX_ITEMS = 10_000  # of JSON, whose photos are one text each
+_ITEM_MARKS = (b",", b"[", b"{", b":")
 
 
 @dataclass(frozen=True)
@@ -110,11 +115,15 @@ class Intake:
         else:
             uploads = parse(body, options, self.limits)
         self.require_few(len(uploads))
-        if max(len(upload.content) for upload in uploads) > self.limits.max_photo_bytes:
+        self.require_small([upload.content for upload in uploads])
+        return uploads
+
+    def require_small(self, photos: Sequence[bytes]) -> None:
+        """Refuse a photo that is too large."""
+        if max(map(len, photos), default=0) > self.limits.max_photo_bytes:
             raise RequestError(
                 "too_large", f"wanted photos of at most {self.limits.max_photo_bytes:,} bytes, one has more: shrink it"
             )
-        return uploads
 
     def require_few(self, n_photos: int) -> None:
         """Refuse no photos, and too many."""
@@ -129,7 +138,7 @@ def _say_too_many(limits: PhotoLimits) -> RequestError:
 
 
 def _parse_json(body: bytes, _: object, limits: PhotoLimits) -> list[Upload]:
-    content = load_json(body)
+    content = load_json(body, max_items=_MAX_ITEMS)
     photos = content.get("photos") if isinstance(content, dict) else None
     if not isinstance(photos, list):
         raise RequestError("cannot_be_read", 'wanted JSON such as {"photos": ["BASE64", ...]}, got something else')
@@ -138,14 +147,23 @@ def _parse_json(body: bytes, _: object, limits: PhotoLimits) -> list[Upload]:
     return [Upload("-", decode_base64(photo)) for photo in photos]
 
 
-def load_json(body: bytes) -> Any:
+def load_json(body: bytes, *, max_items: int) -> Any:
     """Content of JSON.
+
+    Parameters
+    ----------
+    body : bytes
+        The JSON.
+    max_items : int
+        Most values in it: an empty list takes two bytes here and seventy in memory.
 
     Raises
     ------
     RequestError
-        If it is none.
+        If it is none, or holds too many values.
     """
+    if sum(map(body.count, _ITEM_MARKS)) > max_items:
+        raise RequestError("too_large", f"wanted JSON of at most {max_items:,} values: send photos or pixels in binary")
     try:
         return json.loads(body)
     except (ValueError, RecursionError) as error:
@@ -176,6 +194,7 @@ class _Parts:
     def __init__(self, limits: PhotoLimits) -> None:
         self.limits = limits
         self.uploads: list[Upload] = []
+        self.n_parts = 0
         self.is_ended = False
         self._field = b""
         self._value = b""
@@ -196,6 +215,9 @@ class _Parts:
     def _begin(self) -> None:
         self._field = self._value = self._disposition = b""
         self._content = []
+        self.n_parts += 1
+        if self.n_parts > self.limits.max_photos + _MAX_PARTS:
+            raise _say_too_many(self.limits)
 
     def _add_field(self, data: bytes, start: int, end: int) -> None:
         self._field += data[start:end]

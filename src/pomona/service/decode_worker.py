@@ -26,6 +26,8 @@ from pomona.photo import DEFAULT_MAX_PIXELS, DEFAULT_MAX_SCANS
 from pomona.service.decode_child import ASK, FAILURE, FAULT, REPLY, SHARED, SHARED_BYTES, SQUARE, THUMBNAIL
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
 
     from pomona.backbone import Preprocessing
@@ -42,6 +44,8 @@ _SETTINGS = {
     "MALLOC_MMAP_THRESHOLD_": str(8 * 2**20),
     "MALLOC_TRIM_THRESHOLD_": str(32 * 2**20),
 }
+_NEEDED = frozenset({"PATH", "HOME", "LANG", "TMPDIR", "TEMP", "TMP", "SYSTEMROOT", "WINDIR", "VIRTUAL_ENV"})
+_NEEDED_PREFIXES = ("PYTHON", "LD_", "DYLD_", "LC_", "CONDA_")
 _TRIES = 3  # the process may have been killed for another reason, even twice
 _MODULE = "pomona.service.decode_child"
 
@@ -119,7 +123,7 @@ class DecodeWorker:
                     stdout=subprocess.PIPE,
                     stderr=subprocess.DEVNULL,  # what a decoder says of a photo is no line of the log
                     bufsize=0,
-                    env={**os.environ, **_SETTINGS},
+                    env={**_list_harmless(os.environ), **_SETTINGS},
                     pass_fds=() if self._shared_fd < 0 else (self._shared_fd,),
                     start_new_session=True,  # Ctrl-C is for the service, which ends it in its own time
                 )
@@ -287,6 +291,15 @@ class DecodeWorker:
         if self._shared_fd >= 0:
             os.close(self._shared_fd)
             self._shared_fd = -1
+
+
+def _list_harmless(environment: Mapping[str, str]) -> dict[str, str]:
+    """What Python needs of an environment; tokens and passwords in it are nothing to a process that reads photos."""
+    return {
+        name: value
+        for name, value in environment.items()
+        if name.upper() in _NEEDED or name.upper().startswith(_NEEDED_PREFIXES)
+    }
 
 
 def _share_memory() -> tuple[int, mmap.mmap | None]:

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from pomona.service.lanes import Said
 
 PHOTOS, SQUARES = "photos", "pixels"
+_MAX_ITEMS = 4_000_000  # of JSON: each takes many times its length in memory; more pixels come in binary
+_MAX_DEPTH = 4  # dimensions of a tensor
 _DATATYPES = {"probabilities": "FP32", "unknown": "FP32", "label": "BYTES", "error": "BYTES"}
 
 
@@ -79,7 +81,7 @@ def read_inference(
     n_json = int(json_length) if json_length.isdigit() else len(body)
     if n_json > len(body) or (json_length and not json_length.isdigit()):
         raise _say("Inference-Header-Content-Length: wanted the length of the JSON at the beginning of the body")
-    content = load_json(body[:n_json])
+    content = load_json(body[:n_json], max_items=_MAX_ITEMS)
     inputs = content.get("inputs") if isinstance(content, dict) else None
     if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
         raise _say("inputs: wanted one, photos as BYTES or pixels as UINT8")
@@ -131,6 +133,8 @@ def _read_texts(entry: dict[str, Any], raw: bytes | None, n_photos: int) -> list
         (size,) = struct.unpack_from("<I", raw, at)
         found.append(raw[at + 4 : at + 4 + size])
         at += 4 + size
+        if len(found) > n_photos:
+            break
     if at != len(raw) or len(found) != n_photos:
         raise _say("wanted as many elements as the shape says, each after its length in four bytes")
     return found
@@ -141,13 +145,19 @@ def _read_squares(entry: dict[str, Any], raw: bytes | None, shape: list[int]) ->
         if raw is not None:
             values = np.frombuffer(raw, np.uint8)
         else:
-            numbers = np.array(entry.get("data"))
-            if numbers.size and (numbers.dtype.kind not in "iu" or numbers.min() < 0 or numbers.max() > 255):
-                raise ValueError("no bytes")
-            values = numbers.astype(np.uint8)
+            values = np.frombuffer(_pack_bytes(entry.get("data"), _MAX_DEPTH), np.uint8)
         return list(values.reshape(shape))
     except (ValueError, TypeError, OverflowError) as error:
         raise _say("data: wanted whole numbers 0 to 255, as many as the shape says") from error
+
+
+def _pack_bytes(data: Any, max_depth: int) -> bytes:
+    """Numbers as bytes. NumPy would make an array of anything: of texts, each as long as the longest."""
+    if not isinstance(data, list) or not max_depth:
+        raise ValueError("no numbers")
+    if data and isinstance(data[0], list):
+        return b"".join(_pack_bytes(one, max_depth - 1) for one in data)
+    return bytes(data)
 
 
 def write_inference(

@@ -220,8 +220,19 @@ class Lanes:
         finally:
             self._n_expected -= 1
 
-    def put(self, n_photos: int, work: Work, on_done: Callable[[Ticket], None]) -> Ticket:
+    def put(self, n_photos: int, work: Work, on_done: Callable[[Ticket], None], *, is_urgent: bool = False) -> Ticket:
         """Put photos of a request into the queue.
+
+        Parameters
+        ----------
+        n_photos : int
+            How many.
+        work : callable
+            What is done with each.
+        on_done : callable
+            As `Ticket` takes it.
+        is_urgent : bool
+            Whether they come first however many wait: what the service does for itself is no request to refuse.
 
         Raises
         ------
@@ -235,9 +246,13 @@ class Lanes:
             if self._is_closed.is_set():
                 raise ServiceError("the service is ending")
             wait_s = self._n_waiting * self._photo_s / len(self.lanes)
-            if wait_s > self.max_wait_s or (self._n_waiting and self._n_waiting + n_photos > self.max_waiting):
+            is_full = wait_s > self.max_wait_s or (self._n_waiting and self._n_waiting + n_photos > self.max_waiting)
+            if is_full and not is_urgent:
                 raise BusyError(wait_s)
-            self._waiting.append(ticket)
+            if is_urgent:
+                self._waiting.appendleft(ticket)
+            else:
+                self._waiting.append(ticket)
             self._n_waiting += n_photos
             self._turn.notify(n_photos)
         return ticket
@@ -267,7 +282,8 @@ class Lanes:
 
     def _run(self, lane: Lane) -> None:
         try:
-            lane.worker.start()
+            with contextlib.suppress(ServiceError):  # too little memory just now: each photo tries again
+                lane.worker.start()
             while (taken := self._take()) and not self._is_closed.is_set():
                 self._do(lane, *taken)
         finally:

@@ -288,7 +288,9 @@ class LiveBundle:
 
     def _warm(self, opened: OpenBundle) -> None:
         done = threading.Event()
-        ticket = self.lanes.put(1, lambda _, lane: opened.look(_TINY_PHOTO, "-", Wish(), lane), lambda _: done.set())
+        ticket = self.lanes.put(
+            1, lambda _, lane: opened.look(_TINY_PHOTO, "-", Wish(), lane), lambda _: done.set(), is_urgent=True
+        )
         if not done.wait(60):
             raise ServiceError("the first photo was not computed in a minute")
         if ticket.error is not None:

@@ -2,7 +2,7 @@
 
 In: bytes of a connection. Out: requests, or its end.
 Why: uvicorn waits for ever for the head of a request, so that a few thousand silent connections would use up a
-service's files. Its own parser is kept; this adds the two limits that it lacks.
+service's files. Its own parser is kept; this adds the limits that it lacks.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from asyncio import TimerHandle
 
 MAX_HEADER_BYTES = 32_768
+_STALLS = 5
 MAX_CONNECTIONS = 800  # a process may have 1,024 files open on many systems
 
 
@@ -27,7 +28,7 @@ class PatientProtocol(HttpToolsProtocol):
     Parameters
     ----------
     patience_s : float
-        How long the head of a request may take.
+        How long the head of a request may take, and how long a client may read nothing of what waits for it.
     """
 
     def __init__(self, *args: Any, patience_s: float, **kwargs: Any) -> None:
@@ -36,10 +37,13 @@ class PatientProtocol(HttpToolsProtocol):
         self._timer: TimerHandle | None = None
         self._n_data = self._n_head = 0
         self._is_in_head = True
+        self._reader_timer: TimerHandle | None = None
+        self._n_unread = self._n_stalls = 0
 
     def connection_made(self, transport: Any) -> None:
         """Begin to wait for the first request, unless there are too many already."""
         super().connection_made(transport)
+        self._watch_reader()
         if len(self.connections) > MAX_CONNECTIONS:
             self._end(RequestError("busy", "too many connections: try again in a moment", wait_s=1))
             return
@@ -48,6 +52,8 @@ class PatientProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop waiting."""
         self._stop()
+        if self._reader_timer is not None:
+            self._reader_timer.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -70,6 +76,16 @@ class PatientProtocol(HttpToolsProtocol):
         self._is_in_head = False
         self._stop()
         super().on_headers_complete()
+
+    def _watch_reader(self) -> None:
+        """Cut a client off that reads nothing of its reply: closing in order would wait for it for ever."""
+        n_unread = self.transport.get_write_buffer_size()
+        self._n_stalls = self._n_stalls + 1 if n_unread and n_unread == self._n_unread else 0
+        self._n_unread = n_unread
+        if self._n_stalls >= _STALLS:
+            self.transport.abort()
+            return
+        self._reader_timer = asyncio.get_running_loop().call_later(self.patience_s / _STALLS, self._watch_reader)
 
     def _wait(self) -> None:
         self._stop()

@@ -8,6 +8,7 @@ changes without a second request that confirms what the first one proposed.
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, Path, Query, Request
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from pomona.service.options import ServeOptions
 
 _Result = TypeVar("_Result")
+_N_THREADS = 8
 
 _ERROR = {
     "type": "object",
@@ -92,6 +94,8 @@ def make_teach_router(live: LiveBundle, options: ServeOptions) -> APIRouter:
         raise OptionError("teach: wanted a token too, since whoever may teach changes the answers: add --token TOKEN")
     teacher = Teacher(live, options.inbox)
     teacher.start()
+    # Threads of its own: who waits to teach keeps no reader of other requests.
+    pool = ThreadPoolExecutor(_N_THREADS, thread_name_prefix="pomona-teach")
     intake = Intake(PhotoLimits(options.max_photo_bytes, options.max_photos))
 
     async def allow(request: Request) -> None:
@@ -105,7 +109,7 @@ def make_teach_router(live: LiveBundle, options: ServeOptions) -> APIRouter:
 
     async def work(step: Callable[[], _Result]) -> _Result:
         try:
-            return await asyncio.to_thread(step)
+            return await asyncio.get_running_loop().run_in_executor(pool, step)
         except PomonaError as error:
             raise say_fault(error, teacher.run) from error
 

@@ -55,7 +55,7 @@ class Teacher:
     def __init__(self, live: LiveBundle, inbox: str | None = None) -> None:
         self.live = live
         self.run: Path = live.bundle.folder
-        is_server = inbox is not None and not inbox.startswith("sqlite")
+        is_server = inbox is not None and inbox.startswith("postgres")
         self.inbox = open_inbox(
             inbox or self.run, photos=find_inbox_folder(self.run) / ".photos" if is_server else None
         )
@@ -66,12 +66,13 @@ class Teacher:
         self._why_none = ""
         self._checksum = self._network = ""
         self._busy = threading.Lock()
+        self._proposing = threading.Lock()
         self._prepared = threading.Event()
         live.renumber(keep_version(self.run).number)
 
     def start(self) -> None:
         """Begin with what is slow, in the background, once the service is warm."""
-        threading.Thread(target=self._prepare, name="pomona-teacher", daemon=True).start()
+        threading.Thread(target=self._prepare, args=(self._prepared,), name="pomona-teacher", daemon=True).start()
 
     # --- photos -----------------------------------------------------------------------------------------------------
 
@@ -132,10 +133,22 @@ class Teacher:
 
     def propose(self) -> Proposal:
         """Make a proposal of all photos that wait; it takes the place of an earlier one."""
+        if not self._proposing.acquire(blocking=False):
+            raise _say_busy()
+        try:
+            return self._propose()
+        finally:
+            self._proposing.release()
+
+    def _propose(self) -> Proposal:
         with self._work():
+            prepared = self._prepared
+        # Nothing is held meanwhile: what is waited for needs its own turn, and so do photos that are sent.
+        prepared.wait(_PREPARED_S)
+        with self._work(wait=True):
             if self._learnt is None:
                 raise BundleError(self._why_unlearnt)
-            is_prepared = self._prepared.wait(_PREPARED_S)
+            is_prepared = self._prepared.is_set()
             why = self._why_none if is_prepared else "they are still being computed"
             photos = self.inbox.list_photos("waiting")
             if not photos:
@@ -212,7 +225,7 @@ class Teacher:
     def _work(self, *, wait: bool = False) -> Iterator[None]:
         """One thing at a time, on what stands in the run folder now."""
         if not self._busy.acquire(blocking=wait):
-            raise RequestError("busy", "a proposal is being made or confirmed: try again in a moment", wait_s=1)
+            raise _say_busy()
         try:
             self._catch_up()
             yield
@@ -233,15 +246,15 @@ class Teacher:
             self._settle()
             network = _name_network(self.live.bundle)
             if self._network not in {"", network}:  # trained anew: what was computed by the old one says nothing
-                self._prepared.clear()
-                self._held_out = None
+                self._prepared = threading.Event()  # what the thread before still computes is of the old network
+                self._held_out, self._why_none = None, ""
                 self.start()
             self._network = network
 
     def _load_learnt(self) -> None:
         try:
             self._learnt, self._why_unlearnt = load_learnt(self.live.bundle), ""
-        except (BundleError, FitError) as error:
+        except PomonaError as error:  # of the bundle before, it would unteach what was taught since
             self._learnt, self._why_unlearnt = None, str(error)
 
     def _settle(self) -> None:
@@ -254,19 +267,28 @@ class Teacher:
         row = self._learnt.photos.tolist().index(sha256)
         return "/".join(self.live.bundle.tree.paths[self._learnt.ridge.labels[row]])
 
-    def _prepare(self) -> None:
+    def _prepare(self, prepared: threading.Event) -> None:
         """Compute the features of the photos kept apart; where that fails, a proposal says why it has none."""
         while not self.live.is_ready:
             time.sleep(_POLL_S)
+        found: HeldOut | None = None
+        why = "the log of the service says why"  # places of this machine are in it
         try:
             with self._work(wait=True):
-                pass
-            self._held_out = load_held_out(self.live.bundle)
+                bundle = self.live.bundle
+            if self._prepared is not prepared:  # trained anew meanwhile: another thread is at it
+                return
+            found, why = load_held_out(bundle), ""
         except PomonaError as error:
-            self._why_none = str(error)
-            log("teaching: the photos kept apart are not at hand, so each one learnt is left out in turn instead")
+            log(f"teaching: no photos kept apart, so each one learnt is left out in turn instead: {error}")
         finally:
-            self._prepared.set()
+            if self._prepared is prepared:
+                self._held_out, self._why_none = found, why
+            prepared.set()
+
+
+def _say_busy() -> RequestError:
+    return RequestError("busy", "a proposal is being made or confirmed: try again in a moment", wait_s=1)
 
 
 def _name_network(bundle: Bundle) -> str:
