@@ -609,7 +609,8 @@ def confirm_proposal(bundle: Bundle, proposal: Proposal, inbox: Inbox) -> tuple[
     DataError
         If a photo was taken back or got another label since.
     StorageError
-        If it cannot be written; the recogniser is then as it was.
+        If it cannot be written: the recogniser is then as it was; or it is the new one where only what comes after the
+        exchange could not be written, the version or the inbox, which the next start makes good.
     """
     waiting = {(photo.sha256, photo.label) for photo in inbox.list_photos("waiting")}
     if gone := [one for one in proposal.photos if one not in waiting]:
