@@ -18,7 +18,7 @@ def error_classes() -> list[type[Exception]]:
 
 
 def test_every_error_belongs_to_the_family_and_is_drawn_in_the_tree() -> None:
-    assert len(error_classes()) == 14
+    assert len(error_classes()) == 16
     for kind in error_classes():
         assert issubclass(kind, PomonaError)
         assert kind.__name__ in (errors.__doc__ or "")

@@ -185,6 +185,7 @@ def find_class(tree: ClassTree, names: Sequence[ClassName], path: ClassPath) -> 
 
     Examples
     --------
+    >>> from pomona.class_tree import ClassTree
     >>> tree = ClassTree.from_paths(["Fruit/Apple/Gala", "Fruit/Apple/Fuji", "Fruit/Pear"])
     >>> find_class(tree, (), ("gala",)), find_class(tree, (), ("Fruit", "Plum"))
     (('Fruit', 'Apple', 'Gala'), ('Fruit', 'Plum'))

@@ -24,7 +24,7 @@ from pomona.bundle import load_bundle, parse_manifest
 from pomona.class_names import ClassName
 from pomona.class_tree import ClassTree, show_text
 from pomona.clock import Clock, end_with_parent, read_peak_mb
-from pomona.engine import count_cpus, open_core
+from pomona.engine import count_cpus, import_openvino, open_core
 from pomona.errors import (
     BackboneError,
     BundleDamagedError,
@@ -356,9 +356,7 @@ class RunRecogniser:
     """A run folder, as `pomona predict` runs it."""
 
     def __init__(self, folder: Path, threads: int) -> None:
-        import openvino
-
-        self.runtime = f"OpenVINO {openvino.__version__.split('-')[0]}, by Pomona"
+        self.runtime = f"OpenVINO {import_openvino().__version__.split('-')[0]}, by Pomona"
         self._bundle = load_bundle(folder, n_workers=threads)
         self._lane = self._bundle.engine.open_lane()
         self.decode = self._bundle.preprocessing.read
@@ -448,9 +446,7 @@ def _open_onnx(path: Path, threads: int) -> _Opened:
 
 
 def _open_xml(path: Path, threads: int) -> _Opened:
-    core = open_core()
-    import openvino
-
+    openvino, core = import_openvino(), open_core()
     try:
         model = core.read_model(path)
         shape = model.input(0).partial_shape
