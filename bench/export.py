@@ -19,13 +19,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import onnxruntime
 from PIL import Image
 
 from pomona import training
 from pomona.bundle import load_bundle
 from pomona.effort import Machine
-from pomona.engine import open_core
+from pomona.engine import import_onnxruntime, open_core
 from pomona.export import ExportOptions, export_bundle
 from pomona.export.onnx_model import build_onnx
 from pomona.model_file import MODEL_NAME
@@ -123,6 +122,7 @@ def measure_resize(bundle: Bundle, precision: str, photos: list[bytes]) -> list[
 
 
 def open_onnx(content: bytes) -> Callable[[np.ndarray], object]:
+    onnxruntime = import_onnxruntime("to measure it")
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = 1
     settings.log_severity_level = 3

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 # The same examples each time, so that the gate fails for what was changed; POMONA_EXAMPLES=random tries others.
 settings.register_profile("same", derandomize=True)
 settings.register_profile("random", derandomize=False)
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # some tests load ONNX Runtime on their own
 settings.load_profile(os.environ.get("POMONA_EXAMPLES", "same"))
 
 

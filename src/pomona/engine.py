@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import collections
 import functools
+import importlib.util
 import os
 import sys
 import threading
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
-from pomona.errors import BackboneError, OptionError, PhotoError
+from pomona.errors import BackboneError, MissingPackageError, OptionError, PhotoError
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -61,6 +62,23 @@ def import_openvino() -> Any:
         else:
             sys.modules[name] = loaded
     return openvino
+
+
+def import_onnxruntime(purpose: str) -> Any:
+    """Import ONNX Runtime without its telemetry, which reports each process to a server and keeps an id in the home.
+
+    Raises
+    ------
+    MissingPackageError
+        If it is not installed, under whatever name its package has; `purpose` says what it is needed for.
+    """
+    if importlib.util.find_spec("onnxruntime") is None:
+        raise MissingPackageError("onnxruntime", "export", purpose)
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read once, as it loads: later is too late
+    import onnxruntime
+
+    onnxruntime.disable_telemetry_events()  # of Windows, which does not know the variable
+    return onnxruntime
 
 
 @functools.cache

@@ -24,7 +24,7 @@ from pomona.bundle import load_bundle, parse_manifest
 from pomona.class_names import ClassName
 from pomona.class_tree import ClassTree, show_text
 from pomona.clock import Clock, end_with_parent, read_peak_mb
-from pomona.engine import count_cpus, import_openvino, open_core
+from pomona.engine import count_cpus, import_onnxruntime, import_openvino, open_core
 from pomona.errors import (
     BackboneError,
     BundleDamagedError,
@@ -96,7 +96,7 @@ class SpeedOptions:
     photos: Path | None = None
     threads: int = 1
     n_answers: int = 500
-    max_s: float = 60.0
+    max_s: float = 20.0
 
     def __post_init__(self) -> None:
         for name in ("threads", "n_answers"):
@@ -421,12 +421,7 @@ _Opened = tuple[str, "dict[str, str]", bool, "Callable[[NDArray[np.uint8]], Outp
 
 
 def _open_onnx(path: Path, threads: int) -> _Opened:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingPackageError("onnxruntime", "export", "to run an ONNX file") from error
-
-    onnxruntime.disable_telemetry_events()
+    onnxruntime = import_onnxruntime("to run an ONNX file")
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads, settings.inter_op_num_threads, settings.log_severity_level = threads, 1, 3
     try:

@@ -24,8 +24,9 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 
 import numpy as np
 
+from pomona.engine import import_onnxruntime
 from pomona.errors import ExportError, PhotoError, PhotoFault
-from pomona.export.runtimes import OnnxNetwork, import_onnxruntime
+from pomona.export.runtimes import OnnxNetwork
 from pomona.export.trace import Trace
 from pomona.export.web_runtime import PACKAGE
 from pomona.files import storage_errors
@@ -220,7 +221,8 @@ class PlainRunner:
     is_native = False
 
     def __init__(self, bundle: Bundle, path: Path) -> None:
-        self.name = f"ONNX Runtime {import_onnxruntime().__version__}, without the page's JavaScript"
+        onnxruntime = import_onnxruntime("to check the graph of the page")
+        self.name = f"ONNX Runtime {onnxruntime.__version__}, without the page's JavaScript"
         self._preprocessing = bundle.preprocessing
         with storage_errors(f"read {path}"):
             self._network = OnnxNetwork(path.read_bytes())

@@ -6,7 +6,6 @@ Why: what is written is what is checked, by the program that will run it.
 
 from __future__ import annotations
 
-import importlib.util
 from functools import cached_property
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Protocol
@@ -14,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from pomona.bundle import load_bundle
-from pomona.engine import count_cpus, open_core, stream_ordered
-from pomona.errors import ExportError, MissingPackageError, PhotoError
+from pomona.engine import count_cpus, import_onnxruntime, open_core, stream_ordered
+from pomona.errors import ExportError, PhotoError
 from pomona.export.onnx_model import PIXELS, add_probes
 from pomona.export.resizing import can_resize
 from pomona.export.trace import Trace, follow_bundle
@@ -34,6 +33,9 @@ if TYPE_CHECKING:
     Values = Mapping[str, NDArray[Any]]
 
 _N_THREADS, _N_AHEAD = 2, 8
+
+
+_NEED = "to check that the export answers as the bundle does"
 
 
 class Network(Protocol):
@@ -61,7 +63,7 @@ class OnnxNetwork:
     """
 
     def __init__(self, content: bytes) -> None:
-        onnxruntime = import_onnxruntime()
+        onnxruntime = import_onnxruntime(_NEED)
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = count_cpus()
         settings.log_severity_level = 3
@@ -223,7 +225,7 @@ def open_onnx_runners(bundle: Bundle, path: Path) -> tuple[GraphRunner, ...]:
     """An ONNX file in ONNX Runtime and in OpenVINO."""
     with storage_errors(f"read {path}"):
         content = path.read_bytes()
-    version = import_onnxruntime().__version__
+    version = import_onnxruntime(_NEED).__version__
     return (
         GraphRunner(
             f"ONNX Runtime {version}",
@@ -247,22 +249,6 @@ def open_openvino_runner(bundle: Bundle, path: Path, onnx: bytes) -> GraphRunner
     name = f"OpenVINO {metadata.version('openvino')}"
     probed = Probed(path, onnx, in_openvino=True)
     return GraphRunner(name, bundle.preprocessing, OpenvinoNetwork(path), probed, is_native=True)
-
-
-def import_onnxruntime() -> Any:
-    """Import ONNX Runtime without its telemetry; under whatever name its package was installed.
-
-    Raises
-    ------
-    MissingPackageError
-        If it is not installed.
-    """
-    if importlib.util.find_spec("onnxruntime") is None:
-        raise MissingPackageError("onnxruntime", "export", "to check that the export answers as the bundle does")
-    import onnxruntime
-
-    onnxruntime.disable_telemetry_events()
-    return onnxruntime
 
 
 def _list_faults() -> tuple[type[Exception], ...]:
