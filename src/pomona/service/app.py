@@ -23,7 +23,7 @@ from pomona import __version__
 from pomona.errors import MissingPackageError
 from pomona.service.body import Intake, PhotoLimits, read_body
 from pomona.service.docs_page import write_docs_page
-from pomona.service.faults import Fault, RequestError, say_busy
+from pomona.service.faults import ERROR_SCHEMA, FAULT_TEXTS, Fault, RequestError, describe_faults, say_busy
 from pomona.service.guard import Guard, find_header, refuse
 from pomona.service.kserve import describe_model, describe_server, read_inference, write_inference
 from pomona.service.lanes import BusyError
@@ -42,28 +42,6 @@ _Result = TypeVar("_Result")
 PAGE_FOLDER = Path(__file__).parents[1] / "web" / "page"
 _DOCS_STYLE = Path(__file__).parents[1] / "web" / "docs.css"
 _JSON = "application/json"
-_ERROR = {
-    "type": "object",
-    "properties": {
-        "error": {
-            "type": "object",
-            "properties": {"code": {"type": "string"}, "message": {"type": "string"}},
-            "required": ["code", "message"],
-        }
-    },
-    "required": ["error"],
-}
-_KSERVE_ERROR = {"type": "object", "properties": {"error": {"type": "string"}}, "required": ["error"]}
-_FAULTS = {
-    400: "It cannot be read, is empty, or names another host.",
-    404: "There is no such thing.",
-    408: "It took too long to arrive.",
-    413: "It is too large, or has too many photos.",
-    415: "It comes in a way that photos do not come in.",
-    422: "An option cannot be used.",
-    429: "Too many photos wait; Retry-After says when to come again.",
-    503: "The service is starting.",
-}
 
 
 def build_app(options: ServeOptions, live: LiveBundle, measures: Measures) -> Guard:
@@ -100,12 +78,6 @@ def build_app(options: ServeOptions, live: LiveBundle, measures: Measures) -> Gu
         _add_teaching(app, options, live)
     show = bool(os.environ.get("POMONA_TRACEBACK"))
     return Guard(app, options, measures, live.lanes, show_traceback=show)
-
-
-def describe_faults(*statuses: int, is_kserve: bool = False) -> dict[int | str, dict[str, Any]]:
-    """Replies of an endpoint that are refusals, for its description."""
-    schema = _KSERVE_ERROR if is_kserve else _ERROR
-    return {status: {"description": _FAULTS[status], "content": {_JSON: {"schema": schema}}} for status in statuses}
 
 
 def _add_faults(app: FastAPI) -> None:
@@ -202,7 +174,7 @@ def _add_answers(app: FastAPI, live: LiveBundle, intake: Intake, *, can_teach: b
     }
     replies[422] = {
         "description": "Not one photo could be used: each says why. Or an option cannot be used.",
-        "content": {_JSON: {"schema": {"anyOf": [answers, _ERROR]}}},
+        "content": {_JSON: {"schema": {"anyOf": [answers, ERROR_SCHEMA]}}},
     }
 
     @app.post(
@@ -354,7 +326,7 @@ def _add_kserve(app: FastAPI, live: LiveBundle, intake: Intake) -> None:
 
 
 def _add_state(app: FastAPI, live: LiveBundle, measures: Measures) -> None:
-    @app.get("/health", summary="Whether the service is warm.", responses={503: {"description": _FAULTS[503]}})
+    @app.get("/health", summary="Whether the service is warm.", responses={503: {"description": FAULT_TEXTS[503]}})
     async def health() -> Response:
         if not live.is_ready:
             return write_json({"status": "starting"}, 503)

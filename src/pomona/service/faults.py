@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Literal
+from typing import Any, Literal
 
 STATUSES = {
     "cannot_be_read": 400,
@@ -44,6 +44,44 @@ Fault = Literal[
     "fault",
     "starting",
 ]
+
+ERROR_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "error": {
+            "type": "object",
+            "properties": {"code": {"type": "string"}, "message": {"type": "string"}},
+            "required": ["code", "message"],
+        }
+    },
+    "required": ["error"],
+}
+"""JSON schema of a refusal."""
+
+FAULT_TEXTS = {
+    400: "It cannot be read, is empty, or names another host.",
+    401: "It carries no token, or another.",
+    404: "There is no such thing.",
+    408: "It took too long to arrive.",
+    413: "It is too large, or has too many photos.",
+    415: "It comes in a way that photos do not come in.",
+    422: "What was sent cannot be used; the sentence says why.",
+    429: "Too much waits, or is going on; Retry-After says when to come again.",
+    500: "It cannot be written: the disk is full, or not to be written.",
+    503: "The service is starting.",
+}
+"""What each status of a refusal means, for the description of the API."""
+
+_KSERVE_SCHEMA = {"type": "object", "properties": {"error": {"type": "string"}}, "required": ["error"]}
+
+
+def describe_faults(*statuses: int, is_kserve: bool = False) -> dict[int | str, dict[str, Any]]:
+    """Replies of an endpoint that are refusals, for its description."""
+    schema = _KSERVE_SCHEMA if is_kserve else ERROR_SCHEMA
+    return {
+        status: {"description": FAULT_TEXTS[status], "content": {"application/json": {"schema": schema}}}
+        for status in statuses
+    }
 
 
 class RequestError(Exception):

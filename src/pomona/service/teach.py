@@ -15,7 +15,7 @@ from fastapi import APIRouter, Depends, Path, Query, Request
 
 from pomona.errors import OptionError, PomonaError
 from pomona.service.body import Intake, PhotoLimits
-from pomona.service.faults import RequestError, say_busy
+from pomona.service.faults import RequestError, describe_faults, say_busy
 from pomona.service.guard import find_header, require_token
 from pomona.service.lanes import BusyError
 from pomona.service.teacher import Teacher, say_fault
@@ -29,29 +29,6 @@ if TYPE_CHECKING:
 _Result = TypeVar("_Result")
 _N_THREADS = 8
 
-_ERROR = {
-    "type": "object",
-    "properties": {
-        "error": {
-            "type": "object",
-            "properties": {"code": {"type": "string"}, "message": {"type": "string"}},
-            "required": ["code", "message"],
-        }
-    },
-    "required": ["error"],
-}
-_FAULTS = {
-    400: "It cannot be read, or is empty.",
-    401: "It carries no token, or another.",
-    404: "There is no such thing.",
-    408: "It took too long to arrive.",
-    413: "It is too large, or has too many photos.",
-    415: "It comes in a way that photos do not come in.",
-    422: "What was sent cannot be used; the sentence says why.",
-    429: "Too much is going on; `Retry-After` says when to come again.",
-    500: "What was taught cannot be written: the disk is full, or not to be written.",
-    503: "The service is starting.",
-}
 _PHOTO_BODY = {
     "required": True,
     "content": {
@@ -61,10 +38,7 @@ _PHOTO_BODY = {
 
 
 def _describe(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    return {
-        status: {"description": _FAULTS[status], "content": {"application/json": {"schema": _ERROR}}}
-        for status in (401, 429, 500, 503, *statuses)
-    }
+    return describe_faults(401, 429, 500, 503, *statuses)
 
 
 def make_teach_router(live: LiveBundle, options: ServeOptions) -> APIRouter:
