@@ -47,7 +47,7 @@ def berries(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def run(trained: TrainResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Copy of a run, with a cache of its own that holds what it learnt from."""
-    shutil.copytree(cache_folder() / "learnt", tmp_path / "cache" / "learnt")
+    shutil.copytree(cache_folder() / "learnt", tmp_path / "cache" / "learnt", ignore=shutil.ignore_patterns("pins"))
     monkeypatch.setenv("POMONA_CACHE", str(tmp_path / "cache"))
     return Path(shutil.copytree(trained.bundle.folder, tmp_path / "run"))
 
@@ -477,7 +477,7 @@ def _check_against_own_trust(run: Path, photos: list[Path]) -> None:
 @pytest.fixture
 def promised(promising: TrainResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Copy of a run that makes promises, with a cache of its own."""
-    shutil.copytree(cache_folder() / "learnt", tmp_path / "cache" / "learnt")
+    shutil.copytree(cache_folder() / "learnt", tmp_path / "cache" / "learnt", ignore=shutil.ignore_patterns("pins"))
     monkeypatch.setenv("POMONA_CACHE", str(tmp_path / "cache"))
     return Path(shutil.copytree(promising.bundle.folder, tmp_path / "run"))
 

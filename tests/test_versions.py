@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @pytest.fixture
 def run(trained: TrainResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Copy of a run, with a cache of its own that holds what it learnt from."""
-    shutil.copytree(cache_folder() / "learnt", tmp_path / "cache" / "learnt")
+    shutil.copytree(cache_folder() / "learnt", tmp_path / "cache" / "learnt", ignore=shutil.ignore_patterns("pins"))
     monkeypatch.setenv("POMONA_CACHE", str(tmp_path / "cache"))
     return Path(shutil.copytree(trained.bundle.folder, tmp_path / "run"))
 
