@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import os
 import shutil
 from pathlib import Path
@@ -158,12 +159,14 @@ def test_a_damaged_version_is_refused_by_name_and_the_run_stays(run: Path, grape
 
 def test_what_a_killed_process_left_is_no_version_and_goes(run: Path) -> None:
     folder = find_versions_folder(run)
-    half = folder / ".0123abcd.partial"
+    half = folder / ".version.0123abcd.partial"
     half.mkdir(parents=True)
+    building = os.open(half, os.O_RDONLY)
+    fcntl.flock(building, fcntl.LOCK_EX)  # as whoever builds it holds one
     (folder / "0007").mkdir()
     assert keep_version(run).number == 8
     assert half.is_dir()
-    os.utime(half, (0, 0))
+    os.close(building)
     add_number = keep_version(run).number
     assert add_number == 8
     shutil.rmtree(folder / "0008")

@@ -190,14 +190,41 @@ def new_folder(target: Path) -> Iterator[Path]:
     target = target.resolve()  # a link stays a link, and the folder behind it is replaced
     parent = make_folder(target.parent)
     _bring_back(parent, target)
-    remove_abandoned(parent, re.escape(target.name))
-    staging = parent / f".{target.name}.{secrets.token_hex(4)}.partial"
+    with build_folder(parent, target.name) as staging:
+        yield staging
+        with storage_errors(f"put {target} in place"):
+            _replace_folder(staging, target)
+
+
+@contextlib.contextmanager
+def build_folder(parent: Path, name: str) -> Iterator[Path]:
+    """Build a folder under a hidden name, locked as long as it is being built; whoever wants to keep it renames it.
+
+    What killed processes left of the same name is removed first, and what is still there at the end is removed too.
+
+    Parameters
+    ----------
+    parent : Path
+        Where it is built; it exists.
+    name : str
+        What it is to be called.
+
+    Yields
+    ------
+    Path
+        An empty folder to fill.
+
+    Raises
+    ------
+    StorageError
+        If it cannot be made.
+    """
+    remove_abandoned(parent, re.escape(name))
+    staging = parent / f".{name}.{secrets.token_hex(4)}.partial"
     with storage_errors(f"make the folder {staging}"):
         lock = _make_locked(staging)
     try:
         yield staging
-        with storage_errors(f"put {target} in place"):
-            _replace_folder(staging, target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
         os.close(lock)

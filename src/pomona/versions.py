@@ -10,9 +10,6 @@ from __future__ import annotations
 
 import errno
 import re
-import secrets
-import shutil
-import time
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from pomona.bundle import Bundle, load_bundle, parse_manifest
 from pomona.errors import BundleError, OptionError, StorageError
-from pomona.files import MANIFEST_NAME, make_folder, new_folder, storage_errors, write_atomic
+from pomona.files import MANIFEST_NAME, build_folder, make_folder, new_folder, storage_errors, write_atomic
 from pomona.learnt import pin_learnt
 from pomona.run_folder import CHANGES_NAME, carry_over, link_file, list_changes
 
@@ -30,8 +27,6 @@ if TYPE_CHECKING:
     from pomona.bundle import Manifest
 
 _NUMBER = re.compile(r"[0-9]{4,}")
-_PARTIAL = re.compile(r"\.[0-9a-f]{8}\.partial")
-_ABANDONED_S = 24 * 3600  # longer than linking a few files takes
 _N_TRIES = 100
 
 
@@ -150,9 +145,7 @@ def keep_version(run: Path) -> Version:
 
 def _link_version(run: Path, manifest: Manifest, folder: Path) -> int:
     """Build a version under a name of its own, look whether it is whole, and give it the next number that is free."""
-    _remove_abandoned(folder)
-    staging = make_folder(folder / f".{secrets.token_hex(4)}.partial")
-    try:
+    with build_folder(folder, "version") as staging:
         with storage_errors(f"keep {run} as a version in {folder}"):
             for name in (*manifest.files, MANIFEST_NAME):
                 link_file(run / name, staging / name)
@@ -167,8 +160,6 @@ def _link_version(run: Path, manifest: Manifest, folder: Path) -> int:
                     raise StorageError(f"could not keep {run} in {folder}: {error.strerror or error}") from error
             else:
                 return number
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     raise StorageError(f"could not keep {run} in {folder}: others keep versions there all the time; try again")
 
 
@@ -239,11 +230,3 @@ def _read_manifests(run: Path) -> list[tuple[int, Manifest]]:
 def _count_photos(manifest: Manifest) -> int:
     count = manifest.provenance.get("n_learnt", manifest.provenance.get("n_train"))
     return count if isinstance(count, int) else 0
-
-
-def _remove_abandoned(folder: Path) -> None:
-    """Remove what a killed process left."""
-    with suppress(OSError):  # another process may be doing the same
-        for path in folder.iterdir():
-            if _PARTIAL.fullmatch(path.name) and time.time() - path.stat().st_mtime > _ABANDONED_S:
-                shutil.rmtree(path, ignore_errors=True)
