@@ -805,7 +805,7 @@ def fetch(
 
 
 def export(options: Any, *, as_json: Json = False) -> None:
-    """Write a recogniser as ONNX, OpenVINO, int8 or an image; nothing is written unless it answers the same."""
+    """Write a recogniser as ONNX, OpenVINO, int8, a page or an image; nothing is written unless it answers the same."""
     from pomona.export import export_bundle
     from pomona.export.parity_report import PAGE_NAME
 

@@ -130,11 +130,12 @@ class Intake:
         if n_photos < 1:
             raise RequestError("empty", "wanted a photo, the request holds none")
         if n_photos > self.limits.max_photos:
-            raise _say_too_many(self.limits)
+            raise say_too_many(self.limits.max_photos)
 
 
-def _say_too_many(limits: PhotoLimits) -> RequestError:
-    return RequestError("too_many_photos", f"wanted at most {limits.max_photos} photos a request: send them in parts")
+def say_too_many(max_photos: int) -> RequestError:
+    """Refusal of a request with more photos than that."""
+    return RequestError("too_many_photos", f"wanted at most {max_photos} photos a request: send them in parts")
 
 
 def _parse_json(body: bytes, _: object, limits: PhotoLimits) -> list[Upload]:
@@ -143,7 +144,7 @@ def _parse_json(body: bytes, _: object, limits: PhotoLimits) -> list[Upload]:
     if not isinstance(photos, list):
         raise RequestError("cannot_be_read", 'wanted JSON such as {"photos": ["BASE64", ...]}, got something else')
     if len(photos) > limits.max_photos:
-        raise _say_too_many(limits)
+        raise say_too_many(limits.max_photos)
     return [Upload("-", decode_base64(photo)) for photo in photos]
 
 
@@ -217,7 +218,7 @@ class _Parts:
         self._content = []
         self.n_parts += 1
         if self.n_parts > self.limits.max_photos + _MAX_PARTS:
-            raise _say_too_many(self.limits)
+            raise say_too_many(self.limits.max_photos)
 
     def _add_field(self, data: bytes, start: int, end: int) -> None:
         self._field += data[start:end]
@@ -238,7 +239,7 @@ class _Parts:
         if b"filename" not in options:
             return
         if len(self.uploads) >= self.limits.max_photos:
-            raise _say_too_many(self.limits)
+            raise say_too_many(self.limits.max_photos)
         name = options[b"filename"].decode("utf-8", "replace")[:_MAX_NAME]
         self.uploads.append(Upload(name or "-", b"".join(self._content)))
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pomona.service.body import load_json
+from pomona.service.body import load_json, say_too_many
 from pomona.service.faults import RequestError
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def read_inference(
     else:
         raise _say("datatype: wanted BYTES, the content of photos, or UINT8, squares of pixels")
     if n_photos > max_photos:
-        raise RequestError("too_many_photos", f"wanted at most {max_photos} photos a request: send them in parts")
+        raise say_too_many(max_photos)
     raw = _find_binary(entry, body[n_json:])
     if entry["datatype"] == "BYTES":
         return content, _read_texts(entry, raw, n_photos)
